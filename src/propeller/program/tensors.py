@@ -36,6 +36,7 @@ from propeller.tensors.losses import *  # noqa: F403
 from propeller.tensors.normalisation import *  # noqa: F403
 from propeller.tensors.ordering import *  # noqa: F403
 from propeller.tensors.randomness import *  # noqa: F403
+from propeller.tensors.scan import scan
 from propeller.tensors.shapes import TensorError
 from propeller.tensors.windows import *  # noqa: F403
 
@@ -85,6 +86,7 @@ __all__ = [
     "mean",
     "min",
     "reshape",
+    "scan",
     "squeeze",
     "std",
     "sum",

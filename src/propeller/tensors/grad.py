@@ -5,15 +5,16 @@ operation's gradient is computed by operations on arrays, so a gradient inside `
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 from propeller.tensors import session
 from propeller.tensors.array import Array, record
 from propeller.tensors.functions import full, zeros_like
-from propeller.tensors.operations import OPERATIONS, OperationCall
+from propeller.tensors.operations import OPERATIONS, Call, Gradient, OperationCall
 from propeller.tensors.operations.reductions import sum_to_shape
 from propeller.tensors.shapes import TensorError
+from propeller.tensors.trees import leaves_of, map_leaves
 
 
 def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -37,7 +38,10 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
             )
             name = getattr(function, "__name__", "the function")
             raise TensorError(f"a gradient is of one number; {name} returned {shown}: {remedy}")
-        return value, _gather(model, _backward(loss, _needed(model, calls)))
+        known, needed = dependent_calls((id(leaf) for leaf in leaves_of(model)), calls)
+        found = {id(loss): full((), 1.0, loss.dtype if is_float(loss) else "float32")}
+        propagate(found, needed, known)
+        return value, map_leaves(functools.partial(_gradient_of, found), model)
 
     return with_gradient
 
@@ -48,55 +52,61 @@ def grad(function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(function)(lambda *args, **kwargs: both(*args, **kwargs)[1])
 
 
-def _needed(model: Any, calls: Sequence[OperationCall]) -> list[OperationCall]:
-    """The operations that depend on the first argument."""
-    known = {id(array) for array in _arrays(model)}
-    needed = []
+def dependent_calls(by: Iterable[int], calls: Sequence[Call]) -> tuple[set[int], list[Call]]:
+    """The identities of what depends on arrays with these identities, themselves among them, and the operations that do."""
+    known, needed = set(by), []
     for call in calls:
         if any(id(operand) in known for operand in call.operands):
             needed.append(call)
-            known.add(id(call.result))
-    return needed
+            known.update(map(id, _results(call)))
+    return known, needed
 
 
-def _arrays(value: Any) -> list[Array]:
-    if isinstance(value, Array):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [array for part in parts for array in _arrays(part)]
+def propagate(found: dict[int, Array], calls: Sequence[Call], known: Container[int]) -> None:
+    """Walk operations backwards: ``found`` has gradients by arrays' identities, and gets those of what they depend on.
 
-
-def _backward(loss: Array, calls: Sequence[OperationCall]) -> dict[int, Array]:
-    """The gradient of the loss by every array that it depends on, by the array's identity."""
-    found: dict[int, Array] = {id(loss): full((), 1.0, loss.dtype if _is_float(loss) else "float32")}
+    Args:
+        found: The gradients of the last results.
+        calls: The operations, in their order.
+        known: The identities of arrays whose gradients are wanted, or are needed for these.
+    """
     for call in reversed(calls):
-        upper = found.pop(id(call.result), None)
-        if upper is None or not _is_float(call.result) or not any(map(_is_float, call.operands)):
+        uppers = [found.pop(id(result), None) for result in _results(call)]
+        if all(upper is None for upper in uppers) or not any(map(is_float, call.operands)):
             continue
-        gradient = OPERATIONS[call.name].gradient
-        if gradient is None:
-            raise TensorError(f"{call.name} has no gradient; compute it outside of what is differentiated")
-        for operand, part in zip(call.operands, gradient(upper, call, record), strict=False):
-            if part is not None and _is_float(operand):
+        if not isinstance(call, OperationCall):
+            parts: Sequence[Any] = call.gradients(uppers, known)
+        elif is_float(call.result):
+            parts = _gradients(call, uppers[0])
+        else:
+            continue
+        for operand, part in zip(call.operands, parts, strict=False):
+            if part is not None and is_float(operand):
                 part = sum_to_shape(part, operand.shape)  # noqa: PLW2901 - the same gradient, in the operand's shape
-                known = found.get(id(operand))
-                found[id(operand)] = part if known is None else known + part
-    return found
+                before = found.get(id(operand))
+                found[id(operand)] = part if before is None else before + part
 
 
-def _is_float(value: Any) -> bool:
+def _gradients(call: OperationCall, upper: Any) -> Sequence[Any]:
+    gradient: Gradient | None = OPERATIONS[call.name].gradient
+    if gradient is None:
+        raise TensorError(f"{call.name} has no gradient; compute it outside of what is differentiated")
+    return gradient(upper, call, record)
+
+
+def _results(call: Call) -> Sequence[Any]:
+    return (call.result,) if isinstance(call, OperationCall) else call.results
+
+
+def is_float(value: Any) -> bool:
+    """Whether this is an array of floats: what has a gradient."""
     return isinstance(value, Array) and value.dtype.startswith("float")
 
 
-def _gather(value: Any, found: dict[int, Array]) -> Any:
-    if isinstance(value, Array):
-        gradient = found.get(id(value))
-        if gradient is None:
-            return zeros_like(value)
-        return gradient if gradient.dtype == value.dtype else gradient.astype(value.dtype)
-    if isinstance(value, dict):
-        return {name: _gather(each, found) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        parts = [_gather(each, found) for each in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    raise TensorError(f"a gradient is by arrays; the first argument holds a {type(value).__name__}")
+def _gradient_of(found: dict[int, Array], value: Any) -> Array:
+    if not isinstance(value, Array):
+        raise TensorError(f"a gradient is by arrays; the first argument holds a {type(value).__name__}")
+    gradient = found.get(id(value))
+    if gradient is None:
+        return zeros_like(value)
+    return gradient if gradient.dtype == value.dtype else gradient.astype(value.dtype)

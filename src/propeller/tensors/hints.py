@@ -60,6 +60,8 @@ EQUIVALENTS = {
     "int32": "int64",
     "float16": "float32",
     "double": "float64",
+    "while_loop": "scan(f, carry, length=n)",
+    "fori_loop": "scan(f, carry, length=n)",
     "backward": "grad(f)",
     "randn": "random(seed).normal(shape)",
     "rand": "random(seed).uniform(shape)",

@@ -8,14 +8,15 @@ have at each call, and so are arrays that it changes in place. (The idea is ``ja
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from propeller.tensors import session
 from propeller.tensors.array import Array
 from propeller.tensors.shapes import FLOAT, Spec, TensorError
-from propeller.tensors.tape import Handle, MainTape, Tape
+from propeller.tensors.tape import Handle, MainTape, Tape, needed_steps
+from propeller.tensors.trees import like
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -198,7 +199,7 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
     arguments = _stand_in((args, kwargs), tape, stand_ins)
     slots, before = [each.handle for each in stand_ins], _contents(arguments)
     try:
-        with now.trace(tape):
+        with now.record_on(tape):
             result = function(*arguments[0], **arguments[1])
     finally:
         changed = tape.restore_captured()
@@ -216,7 +217,7 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
     plan = _plan(result, tape, known, outputs, specs)
     # Slots are renumbered: inputs in their order, then the results that an output needs.
     order = {slot: at for at, (slot, _) in enumerate(tape.inputs)}
-    needed = _needed(tape.steps, outputs)
+    needed = needed_steps(tape.steps, outputs)
     for _, slot, _, _ in needed:
         order[slot] = len(order)
     steps = [
@@ -239,16 +240,6 @@ def _trace(function: Callable[..., Any], args: Any, kwargs: Any) -> _Trace:
         result=plan,
         specs=specs,
     )
-
-
-def _needed(steps: Sequence[Any], outputs: Sequence[int]) -> list[Any]:
-    """The steps without which an output cannot be; nothing else is missed, as steps do nothing but give a result."""
-    wanted, needed = set(outputs), []
-    for step in reversed(steps):
-        if step[1] in wanted:
-            needed.append(step)
-            wanted.update(operand for operand in step[2] if not isinstance(operand, list))
-    return needed[::-1]
 
 
 def _flatten(value: Any, leaves: list[Any], places: dict[int, int]) -> Any:
@@ -284,11 +275,6 @@ def _value_key(value: Any) -> Any:
     return "is", type(value), value
 
 
-def _like(container: Any, parts: list[Any]) -> Any:
-    """A list, tuple or named tuple of the same type with other parts."""
-    return type(container)(*parts) if hasattr(container, "_fields") else type(container)(parts)
-
-
 def _stand_in(value: Any, tape: _TraceTape, made: list[Any]) -> Any:
     """The same structure with stand-ins for its arrays and floats."""
     if isinstance(value, Array):
@@ -303,7 +289,7 @@ def _stand_in(value: Any, tape: _TraceTape, made: list[Any]) -> Any:
     if isinstance(value, dict):
         return {name: _stand_in(each, tape, made) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return _like(value, [_stand_in(each, tape, made) for each in value])
+        return like(value, [_stand_in(each, tape, made) for each in value])
     if isinstance(value, ArrayContainer):
         return value.with_array_parts(_stand_in(value.array_parts()[1], tape, made))
     return value
@@ -341,7 +327,7 @@ def _plan(value: Any, tape: _TraceTape, known: dict[int, Any], outputs: list[int
     if isinstance(value, dict):
         return {name: _plan(each, tape, known, outputs, specs) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return _like(value, [_plan(each, tape, known, outputs, specs) for each in value])
+        return like(value, [_plan(each, tape, known, outputs, specs) for each in value])
     if value is None or isinstance(value, int | float | str):
         return value
     raise TensorError(
@@ -357,5 +343,5 @@ def _build(plan: Any, outputs: list[Array], inputs: list[Any]) -> Any:
     if isinstance(plan, dict):
         return {name: _build(each, outputs, inputs) for name, each in plan.items()}
     if isinstance(plan, list | tuple):
-        return _like(plan, [_build(each, outputs, inputs) for each in plan])
+        return like(plan, [_build(each, outputs, inputs) for each in plan])
     return plan

@@ -46,6 +46,8 @@ class _Step:
     specs: list[Spec]
     """Of its operands."""
     params: Any
+    kind: Any
+    """What it has in common with steps that the same kernel does."""
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ def compile_routine(body: Any, bind: Bind, bind_into: BindInto) -> Routine:
         if roots[slot] not in kept and roots[slot] in last_uses:
             ending.setdefault(last_uses[roots[slot]], []).append(slot)
     bound = []
+    kernels: dict[Any, Kernel] = {}
     for at, step in enumerate(steps):
         result = inputs + at
         out = specs[result]
@@ -113,11 +116,14 @@ def compile_routine(body: Any, bind: Bind, bind_into: BindInto) -> Routine:
             and (slot >= inputs or slot in donated)
             and last_uses[slot] == at
         ]
-        kernel = bind_into(step.name, step.specs, step.params, out, writable[0]) if writable else None
+        kind = step.kind, *writable[:1]
+        kernel = kernels.get(kind)
+        if kernel is None:
+            if writable:
+                kernel = bind_into(step.name, step.specs, step.params, out, writable[0])
+            kernel = kernels[kind] = kernel or bind(step.name, step.specs, step.params, out)
         dead = [slot for slot in ending.get(at, []) if inputs <= slot <= result]
-        bound.append(
-            BoundStep(kernel or bind(step.name, step.specs, step.params, out), step.slots, result, dead)
-        )
+        bound.append(BoundStep(kernel, step.slots, result, dead))
     # A view counts as shared even where nothing else has its memory: it may repeat elements, or not be writable.
     times = Counter(roots[slot] for slot in outputs)
     return Routine(
@@ -158,6 +164,7 @@ def _parse_steps(body: Sequence[Any], specs: list[Spec]) -> tuple[list[_Step], l
     inputs, size = len(specs), len(specs) + len(body)
     steps: list[_Step] = []
     numbers: list[Any] = []
+    known: dict[Any, Spec] = {}  # a scan repeats its steps
     for at, (name, result, operands, params) in enumerate(body):
         if result != inputs + at:
             raise TensorError("define: a step's slot is not the next one")
@@ -171,8 +178,11 @@ def _parse_steps(body: Sequence[Any], specs: list[Spec]) -> tuple[list[_Step], l
                 slots.append(_parse_slot(operand, result))
                 spec = specs[operand]
             operand_specs.append(spec)
-        specs.append(infer(name, operand_specs, params))
-        steps.append(_Step(name, slots, operand_specs, params))
+        kind = name, *operand_specs, repr(params)
+        if kind not in known:
+            known[kind] = infer(name, operand_specs, params)
+        specs.append(known[kind])
+        steps.append(_Step(name, slots, operand_specs, params, kind))
     return steps, numbers
 
 

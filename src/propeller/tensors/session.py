@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-from propeller.tensors.operations import OperationCall
+from propeller.tensors.operations import Call, OperationCall
 from propeller.tensors.shapes import TensorError
 from propeller.tensors.tape import Handle, Machine, MainTape, Tape
 
@@ -23,7 +23,7 @@ class TensorSession:
         """Args: machine: what does the steps."""
         self.main = MainTape(machine)
         self.tape: Tape = self.main
-        self.calls: list[OperationCall] | None = None
+        self.calls: list[Call] | None = None
 
     @property
     def tracing(self) -> bool:
@@ -31,25 +31,28 @@ class TensorSession:
         return self.tape is not self.main
 
     @contextlib.contextmanager
-    def trace(self, tape: Tape) -> Iterator[None]:
-        """Record a function's operations on a tape of its own."""
-        self.tape = tape
+    def record_on(self, tape: Tape, calls: list[Call] | None = None) -> Iterator[None]:
+        """Record a function's operations on a tape of its own, and collect them where a list for that is given."""
+        outer = self.tape, self.calls
+        self.tape, self.calls = tape, calls
         try:
             yield
         finally:
-            self.tape = self.main
+            self.tape, self.calls = outer
 
     @contextlib.contextmanager
-    def differentiate(self) -> Iterator[list[OperationCall]]:
+    def differentiate(self) -> Iterator[list[Call]]:
         """Collect the operations that are recorded, for a gradient and for those around it."""
         outer = self.calls
-        calls = self.calls = []
+        calls: list[Call] = []
+        self.calls = calls
         try:
             yield calls
         finally:
             self.calls = outer
             if outer is not None:
-                outer.extend(calls)
+                for call in calls:
+                    outer.extend([call] if isinstance(call, OperationCall) else call.expanded())
 
     def begin_change(self, array: Handle) -> None:
         """An array is about to be changed in place.

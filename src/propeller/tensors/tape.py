@@ -264,3 +264,13 @@ class MainTape(Tape):
         elif self._dead:
             self.steps.append(("free", None, self._dead, None))
             self._dead = []
+
+
+def needed_steps(steps: Sequence[Any], outputs: Sequence[int]) -> list[Any]:
+    """The steps without which an output cannot be; nothing else is missed, as these do nothing but give a result."""
+    wanted, needed = set(outputs), []
+    for step in reversed(steps):
+        if step[1] in wanted:
+            needed.append(step)
+            wanted.update(operand for operand in step[2] if not isinstance(operand, list))
+    return needed[::-1]

@@ -18,6 +18,8 @@ from propeller.tensors.operations import (
     windows,
 )
 from propeller.tensors.operations.operation import (
+    Call,
+    CompoundCall,
     Gradient,
     Kernel,
     KernelFactory,
@@ -80,6 +82,8 @@ def documentation() -> str:
 
 __all__ = [
     "OPERATIONS",
+    "Call",
+    "CompoundCall",
     "Gradient",
     "Kernel",
     "KernelFactory",

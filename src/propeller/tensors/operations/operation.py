@@ -1,6 +1,6 @@
 """What an operation is: one record, which a program's side, both machines and the documentation read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,31 @@ class OperationCall(NamedTuple):
     operands: Sequence[Any]
     params: Any
     result: Any
+
+
+class CompoundCall(Protocol):
+    """Many operations whose gradient is found at once."""
+
+    @property
+    def operands(self) -> Sequence[Any]:
+        """The arrays that go in."""
+        ...
+
+    @property
+    def results(self) -> Sequence[Any]:
+        """The arrays that come out."""
+        ...
+
+    def gradients(self, uppers: Sequence[Any], wanted: Container[int]) -> Sequence[Any]:
+        """The gradient of each operand whose identity is wanted, of those of the results; None for one that has none."""
+        ...
+
+    def expanded(self) -> list["OperationCall"]:
+        """The operations one by one."""
+        ...
+
+
+Call = OperationCall | CompoundCall
 
 
 class Record(Protocol):
