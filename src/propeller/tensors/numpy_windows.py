@@ -164,17 +164,24 @@ def _max_pool(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
 def _max_pool_input(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     windows = pool_windows("max_pool_input", specs[0], params)
     taps = list(windows.taps())
+    apart = all(
+        step >= (wide - 1) * gap + 1
+        for step, wide, gap in zip(windows.strides, windows.window, windows.dilation, strict=True)
+    )
 
     def kernel(x: Any, most: Any, up: Any) -> Any:
         source, result = pad(x, windows, -np.inf), np.empty(out[1], np.dtype(out[0]))
 
         def fill(target: Any) -> None:
-            left = np.array(up, target.dtype)
+            free = np.ones(most.shape, np.bool_)
             for tap in taps:
-                chosen = np.where(source[(..., *tap)] == most, left, 0)
-                target[(..., *tap)] += chosen
-                # What went to the first of the largest does not go to another; a gradient of zero has nothing left to give.
-                np.subtract(left, chosen, out=left)
+                chosen = source[(..., *tap)] == most
+                chosen &= free
+                free ^= chosen  # what went to the first of the largest does not go to another
+                if apart:
+                    np.multiply(up, chosen, out=target[(..., *tap)])
+                else:
+                    target[(..., *tap)] += up * chosen
 
         with_padding(result, windows, fill)
         return result
