@@ -14,7 +14,7 @@ from propeller.fl.tensors.pytorch import from_pytorch
 from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(300)
-LEAST = {"mlp": 0.95, "cnn": 0.9, "tabular": 0.8}
+LEAST = {"mlp": 0.95, "cnn": 0.9, "text": 0.7, "tabular": 0.8}
 STATE_DICT = Path(__file__).parents[1] / "program" / "pytorch" / "net.pt"
 
 OF_PYTORCH = """
@@ -84,7 +84,7 @@ def test_a_project_is_tried_as_plain_python(tmp_path: Path, template: str) -> No
 def test_a_template_that_is_not_there_is_named(tmp_path: Path) -> None:
     done = propeller("new", str(tmp_path / "mine"), "--template", "transformer")
     assert done.returncode == 1
-    assert "--template: there is no 'transformer'; there are linear, mlp, cnn" in " ".join(
+    assert "--template: there is no 'transformer'; there are linear, mlp, cnn, text" in " ".join(
         done.stderr.split()
     )
     assert list(tmp_path.iterdir()) == []

@@ -104,6 +104,31 @@ def _patients(seed: int) -> str:
     return text.getvalue()
 
 
+_ALPHABET = " abcdefghijklmnopqrstuvwxyz.,"
+_WHO = (("sailor", "gull", "whale"), ("farmer", "crow", "horse"), ("baker", "cat", "mouse"))
+_SEES = (
+    ("waves", "an island", "the harbour"),
+    ("the field", "a barn", "the wheat"),
+    ("the oven", "warm bread", "the flour"),
+)
+_STEPS = 32
+
+
+def _sentences(seed: int) -> str:
+    """Sentences that follow a simple grammar, cut into pieces; each device has words of its own beside those of all."""
+    source = random.Random(seed)  # noqa: S311 - an example's data
+    text = ""
+    while len(text) <= 2 * _SAMPLES * _STEPS:
+        who, sees = (source.choice(words[seed - 1]) for words in (_WHO, _SEES))
+        verb = source.choice(("sees", "likes", "looks for"))
+        text += f"the {source.choice(('old', 'young', 'tired'))} {who} {verb} {sees}, " + source.choice(
+            ("and the sun shines. ", "and it rains. ", "but it is late. ")
+        )
+    ids = [_ALPHABET.index(letter) for letter in text]
+    starts = range(0, 2 * _SAMPLES * _STEPS, _STEPS)
+    return _json([{"x": ids[at : at + _STEPS], "y": ids[at + 1 : at + _STEPS + 1]} for at in starts])
+
+
 def _json(samples: list[dict[str, object]]) -> str:
     return '{"data": [\n  ' + ",\n  ".join(map(json.dumps, samples)) + "\n]}\n"
 
@@ -112,6 +137,7 @@ TEMPLATES = {
     "linear": Template("logistic regression, with its gradient written out", "json", _points),
     "mlp": Template("fully connected layers, on points in the plane", "json", _rings),
     "cnn": Template("a convolutional network, on small pictures", "json", _pictures),
+    "text": Template("a recurrent network that predicts the next character", "json", _sentences),
     "tabular": Template("a network for a table of CSV files", "csv", _patients),
 }
 """The kinds of projects, by the name that ``propeller new --template`` takes; the first is the default."""
