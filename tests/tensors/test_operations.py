@@ -607,7 +607,7 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
         ("full", [], ["int64", [2], 0.5]),
         ("full", [], ["float32", [2], "0"]),
         ("full", [], ["float32", [2], [1, 2]]),
-        ("full", [], ["float16", [2], 0]),
+        ("full", [], ["complex64", [2], 0]),
         ("full", [], ["bool", [1] * 33, 0]),
         ("full", [], ["bool", [2**40, 2], 0]),
         ("arange", [], -1),

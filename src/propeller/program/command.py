@@ -22,7 +22,7 @@ from propeller.program.registry import Evaluation, Update, place_of_result, regi
 from propeller.tensors import session
 from propeller.tensors.array import Array
 from propeller.tensors.functions import array
-from propeller.tensors.shapes import CARRIED, Spec, TensorError
+from propeller.tensors.shapes import HALVES, Spec, TensorError, is_floating
 
 _MAX_INLINE_ELEMENTS = 256
 """Updates up to this size are in the document itself, where anyone can read them; larger ones in a file (docs/decisions/0197)."""
@@ -276,7 +276,12 @@ def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, 
 
 def _remainders(model: Mapping[str, Array]) -> dict[str, Array]:
     """For each tensor of floats a number that is finite if all of them are."""
-    return {name: (tensor * 0).sum() for name, tensor in model.items() if tensor.dtype.startswith("float")}
+    floats = {
+        name: tensor.astype("float32") if tensor.dtype in HALVES else tensor
+        for name, tensor in model.items()
+        if is_floating(tensor.dtype) or tensor.dtype in HALVES
+    }
+    return {name: (tensor * 0).sum() for name, tensor in floats.items()}
 
 
 def _single_arrays(metrics: Any) -> list[Array]:
@@ -288,7 +293,7 @@ def _single_arrays(metrics: Any) -> list[Array]:
 
 def _exact_array(values: Any, base: str | None) -> Array:
     """An array of what a program wrote as numbers or lists, in a dtype that has all of their digits."""
-    made = array(values, base if base == CARRIED else None)
+    made = array(values, base if base == "uint64" else None)
     return array(values, "float64") if made.dtype == "float32" and not hasattr(values, "dtype") else made
 
 

@@ -56,6 +56,8 @@ std = Array.std
 sum = Array.sum  # noqa: A001
 transpose = Array.transpose
 var = Array.var
+bfloat16 = "bfloat16"
+float16 = "float16"
 float32 = "float32"
 float64 = "float64"
 int64 = "int64"
@@ -75,8 +77,10 @@ __all__ = [
     "any",
     "argmax",
     "argmin",
+    "bfloat16",
     "clip",
     "einsum",
+    "float16",
     "float32",
     "float64",
     "grad",

@@ -4,15 +4,14 @@ Where it differs from NumPy: a slice is a value of its own, never a view; ``x +=
 the default dtype is float32.
 """
 
-from array import array as _buffer
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Never, Self
 
 from propeller.tensors import hints, session, subscripts
-from propeller.tensors.literals import Number, pack
+from propeller.tensors.encoding import Number, decode
+from propeller.tensors.literals import pack
 from propeller.tensors.operations import OperationCall
 from propeller.tensors.shapes import (
-    CARRIED,
     INT,
     ITEM_BYTES,
     TYPECODES,
@@ -21,6 +20,7 @@ from propeller.tensors.shapes import (
     axis_of,
     dtype_name,
     elements,
+    is_floating,
 )
 from propeller.tensors.tape import Handle, MainTape, Tape
 
@@ -74,7 +74,7 @@ def open_tensor(source: str, name: str, spec: Spec) -> "Array":
 class Array(Handle):
     """An n-dimensional array of one dtype: ``float32``, ``float64``, ``int64``, ``uint8`` or ``bool``.
 
-    A model's ``uint64`` is carried, read and converted, and not computed with.
+    ``uint64``, ``float16`` and ``bfloat16`` are carried, read and converted, and not computed with.
     """
 
     __slots__ = ()
@@ -339,7 +339,9 @@ class Array(Handle):
             raise ValueError("an array of a program is no memory of NumPy's: it cannot be had without a copy")
         import numpy as np  # a native run: in the sandbox there is none, and nobody who calls this
 
-        wanted = "<u1" if self.dtype == "bool" else f"<{TYPECODES[self.dtype]}"
+        if self.dtype == "bfloat16":  # which NumPy has not
+            return self.astype("float32").__array__(dtype)
+        wanted = {"bool": "<u1", "float16": "<f2"}.get(self.dtype) or f"<{TYPECODES[self.dtype]}"
         elements = np.frombuffer(self.tape.read(self), wanted).reshape(self.shape)
         return elements.astype(dtype or self.dtype)
 
@@ -350,7 +352,7 @@ class Array(Handle):
         return int(self.item())
 
     def __index__(self) -> int:
-        if self.dtype not in {"int64", "uint8", CARRIED, INT}:
+        if self.dtype not in {"int64", "uint8", "uint64", INT}:
             raise TypeError(f"an array of {self.dtype} is not an index")
         return int(self.item())
 
@@ -379,9 +381,7 @@ class Array(Handle):
         )
 
     def _flat(self) -> Sequence[Number]:
-        values = _buffer(TYPECODES[self.dtype])
-        values.frombytes(self.tape.read(self))
-        return [bool(value) for value in values] if self.dtype == "bool" else values
+        return decode(self.tape.read(self), self.dtype)
 
     def _become(self, result: "Array") -> Self:
         """Take over another's elements, keeping shape and dtype: what an in-place change is here."""
@@ -390,7 +390,7 @@ class Array(Handle):
                 f"a result of shape {list(result.shape)} does not fit in place of {list(self.shape)}"
             )
         if result.dtype != self.dtype:
-            if not self.dtype.startswith("float"):
+            if not is_floating(self.dtype):
                 raise TensorError(
                     f"a result of {result.dtype} does not fit in place of {self.dtype}; use astype"
                 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from propeller.tensors import safetensors
+from propeller.tensors.encoding import decode
 from propeller.tensors.shapes import Spec, TensorError, elements, fits
 
 DTYPES = {
@@ -62,8 +63,18 @@ SMALL_FLOATS = {
 }
 """The 256 numbers of each 8-bit float, by its bits (Micikevicius et al., FP8 Formats for Deep Learning, arXiv:2209.05433)."""
 
-_CODES = {"float64": "F64", "float32": "F32", "int64": "I64", "uint64": "U64", "uint8": "U8", "bool": "BOOL"}
+_CODES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "uint64": "U64",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 """The element types of safetensors that programs write."""
+
 _FILE_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 """What a program may call a source or a file: a plain name, never a path."""
 
@@ -129,15 +140,11 @@ class TaskFiles:
 
     def tensor(self, data: bytes, code: str, shape: tuple[int, ...]) -> Any:
         """The elements of a tensor from its bytes in safetensors, as its dtype in programs has them."""
-        count = elements(shape)
-        if code == "BF16":  # the upper half of a float32
-            halves = struct.unpack(f"<{count}H", data)
-            return list(
-                struct.unpack(f"<{count}f", struct.pack(f"<{count}I", *(half << 16 for half in halves)))
-            )
+        if code == "BF16":
+            return list(decode(data, "bfloat16"))
         if code in SMALL_FLOATS:
             return [SMALL_FLOATS[code][bits] for bits in data]
-        return list(struct.unpack(f"<{count}{FORMATS[code]}", data))
+        return list(struct.unpack(f"<{elements(shape)}{FORMATS[code]}", data))
 
     def columns(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Spec, Any]]:
         """The columns of the data."""

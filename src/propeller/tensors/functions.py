@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from propeller.tensors.array import Array, axes_of, create, literal, record
-from propeller.tensors.literals import Number, is_numpy, pack_numpy
+from propeller.tensors.encoding import Number
+from propeller.tensors.literals import is_numpy, pack_numpy
 from propeller.tensors.shapes import TensorError, dtype_name
 
 __all__ = [

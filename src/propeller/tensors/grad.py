@@ -10,10 +10,10 @@ from typing import Any
 
 from propeller.tensors import session
 from propeller.tensors.array import Array, record
-from propeller.tensors.functions import full, zeros_like
+from propeller.tensors.functions import full
 from propeller.tensors.operations import OPERATIONS, Call, Gradient, OperationCall
 from propeller.tensors.operations.reductions import sum_to_shape
-from propeller.tensors.shapes import TensorError
+from propeller.tensors.shapes import CARRIED, HALVES, TensorError, is_floating
 from propeller.tensors.trees import leaves_of, map_leaves
 
 
@@ -100,13 +100,14 @@ def _results(call: Call) -> Sequence[Any]:
 
 def is_float(value: Any) -> bool:
     """Whether this is an array of floats: what has a gradient."""
-    return isinstance(value, Array) and value.dtype.startswith("float")
+    return isinstance(value, Array) and (is_floating(value.dtype) or value.dtype in HALVES)
 
 
 def _gradient_of(found: dict[int, Array], value: Any) -> Array:
     if not isinstance(value, Array):
         raise TensorError(f"a gradient is by arrays; the first argument holds a {type(value).__name__}")
     gradient = found.get(id(value))
+    dtype = CARRIED.get(value.dtype, value.dtype)
     if gradient is None:
-        return zeros_like(value)
-    return gradient if gradient.dtype == value.dtype else gradient.astype(value.dtype)
+        return full(value.shape, 0, dtype)
+    return gradient if gradient.dtype == dtype else gradient.astype(dtype)

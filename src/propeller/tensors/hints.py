@@ -58,7 +58,7 @@ EQUIVALENTS = {
     "to": "x.astype(dtype)",
     "float": "x.astype('float32')",
     "int32": "int64",
-    "float16": "float32",
+    "half": "x.astype('float16')",
     "double": "float64",
     "while_loop": "scan(f, carry, length=n)",
     "fori_loop": "scan(f, carry, length=n)",

@@ -1,27 +1,24 @@
 """The numbers that a program writes down, in nested lists or as NumPy has them, as elements of an array."""
 
-import sys
-from array import array as _buffer
 from typing import Any
 
+from propeller.tensors.encoding import Number, encode
 from propeller.tensors.shapes import (
-    CARRIED,
     FLOAT,
+    HALVES,
     INT,
     ITEM_BYTES,
-    TYPECODES,
     Spec,
     TensorError,
     dtype_name,
+    is_floating,
     promote,
 )
 from propeller.tensors.tape import Handle
 
-Number = float | int | bool
-
 _NUMPY = {
     "float64": ("float64", "<f8"),
-    "uint64": (CARRIED, "<u8"),
+    "uint64": ("uint64", "<u8"),
     **dict.fromkeys(("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"), ("float32", "<f4")),
     **dict.fromkeys(("int64", "int32", "int16", "int8", "uint32", "uint16"), ("int64", "<i8")),
     "uint8": ("uint8", "u1"),
@@ -71,15 +68,12 @@ def pack(values: Any, dtype: Any = None) -> tuple[bytes, Spec]:
     kind = dtype_name(dtype) or _common_dtype(flat)
     if kind not in ITEM_BYTES:
         raise TensorError(f"there is no dtype {kind!r}; there are {', '.join(ITEM_BYTES)}")
-    if not kind.startswith("float"):
+    if not is_floating(kind) and kind not in HALVES:
         flat = [int(value) for value in flat]
     try:
-        data = _buffer(TYPECODES[kind], flat)
+        return encode(flat, kind), (kind, shape)
     except (OverflowError, TypeError) as error:
         raise TensorError(f"array: a value does not fit {kind}: {error}") from None
-    if sys.byteorder == "big":
-        data.byteswap()
-    return data.tobytes(), (kind, shape)
 
 
 def _common_dtype(flat: list[Number]) -> str:

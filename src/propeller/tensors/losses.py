@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from propeller.tensors.array import Array, record
 from propeller.tensors.operations.indexing import check_labels
-from propeller.tensors.shapes import TensorError, elements
+from propeller.tensors.shapes import TensorError, elements, is_floating
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "huber_loss", "l1_loss", "mse_loss"]
 
@@ -29,7 +29,7 @@ def cross_entropy(
     if logits.ndim == 0:
         raise TensorError("cross_entropy: the logits have no axis of classes")
     chances = record("log_softmax", logits, params=-1)
-    if labels.dtype.startswith("float"):
+    if is_floating(labels.dtype):
         if labels.shape != logits.shape:
             raise TensorError(
                 f"cross_entropy: probabilities of shape {list(labels.shape)} are not those of logits of "

@@ -12,9 +12,10 @@ from numpy.random import (
 )  # by name: NumPy imports it late, and a confined task reads no files
 
 from propeller.tensors import numpy_indexing, numpy_ordering, numpy_windows
+from propeller.tensors.numpy_casts import cast
 from propeller.tensors.numpy_erf import erf
 from propeller.tensors.operations import OPERATIONS, Kernel, KernelFactory
-from propeller.tensors.shapes import CARRIED, WEAK, Spec
+from propeller.tensors.shapes import HALVES, WEAK, Spec
 
 
 def bind(name: str, specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
@@ -193,37 +194,15 @@ def _broadcast_to(_specs: Sequence[Spec], shape: Any, _out: Spec) -> Kernel:
     return lambda x: np.broadcast_to(x, sizes)
 
 
-def _cast(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
-    dtype, source = np.dtype(out[0]), specs[0][0]
-    if dtype.kind not in "iu" or not (source.startswith("float") or CARRIED in {source, out[0]}):
-        return lambda x: np.asarray(x).astype(dtype)
-    if not source.startswith("float"):
-        return lambda x: _whole_in_range(x, dtype)
-    low, high = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max) + 1
-
-    def kernel(x: Any) -> Any:
-        # What processors make of a float that does not fit differs.
-        whole = np.trunc(x)
-        if not np.all((whole >= low) & (whole < high)):
-            raise ValueError(f"a value does not fit {dtype}")
-        return np.asarray(whole).astype(dtype)
-
-    return kernel
-
-
-def _whole_in_range(x: Any, dtype: Any) -> Any:
-    limits, array = np.iinfo(dtype), np.asarray(x)
-    if array.size and not limits.min <= int(array.min()) <= int(array.max()) <= limits.max:
-        raise ValueError(f"a value does not fit {dtype}")
-    return array.astype(dtype)
-
-
 def _concatenate(_specs: Sequence[Spec], axis: Any, out: Spec) -> Kernel:
     dtype = _dtype(out)
     return lambda *arrays: np.concatenate(arrays, axis=axis, dtype=dtype, casting="unsafe")
 
 
 def _full(_specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
+    if out[0] in HALVES:
+        narrow = cast([("float64", out[1])], None, out)
+        return lambda: narrow(np.full(out[1], params[2], np.float64))
     dtype = np.dtype(out[0])
     return lambda: np.full(out[1], params[2], dtype)
 
@@ -293,7 +272,7 @@ KERNELS: dict[str, KernelFactory] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "broadcast_to": _broadcast_to,
-    "cast": _cast,
+    "cast": cast,
     "concatenate": _concatenate,
     "full": _full,
     "arange": _arange,

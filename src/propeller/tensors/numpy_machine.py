@@ -7,6 +7,7 @@ import numpy as np
 
 from propeller.tensors.files import DTYPES, FORMATS, SMALL_FLOATS, TaskFiles
 from propeller.tensors.machine import StepMachine
+from propeller.tensors.numpy_casts import from_bfloat16
 from propeller.tensors.numpy_kernels import bind, bind_into
 from propeller.tensors.operations import Kernel
 from propeller.tensors.shapes import Spec
@@ -18,6 +19,8 @@ _LITTLE_ENDIAN = {
     "uint8": "u1",
     "bool": "?",
     "uint64": "<u8",
+    "float16": "<f2",
+    "bfloat16": "<u2",
     "float": "<f8",
     "int": "<i8",
 }
@@ -73,8 +76,8 @@ class ArrayFiles(TaskFiles):
 
     def tensor(self, data: bytes, code: str, shape: tuple[int, ...]) -> Any:
         """An array over the bytes themselves, where its dtype is one of programs'."""
-        if code == "BF16":  # the upper half of a float32
-            array = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+        if code == "BF16":
+            array = from_bfloat16(np.frombuffer(data, "<u2"))
         elif code == "BOOL":  # NumPy expects nothing but 0 and 1
             array = np.frombuffer(data, np.uint8) != 0
         elif code in SMALL_FLOATS:

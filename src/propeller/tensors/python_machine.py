@@ -3,15 +3,14 @@
 A value is the flat list of its elements in C order. float32 is rounded after each operation, as NumPy's is.
 """
 
-import sys
-from array import array as _buffer
 from collections.abc import Sequence
 from typing import Any
 
+from propeller.tensors.encoding import decode, encode
 from propeller.tensors.machine import StepMachine
 from propeller.tensors.operations import OPERATIONS, Kernel
 from propeller.tensors.operations.flat import rounded
-from propeller.tensors.shapes import FLOAT, TYPECODES, Spec
+from propeller.tensors.shapes import FLOAT, Spec
 
 
 class PythonMachine(StepMachine):
@@ -27,19 +26,11 @@ class PythonMachine(StepMachine):
 
     def pack(self, value: Any, spec: Spec) -> bytes:
         """The little-endian elements of a list."""
-        values = _listed(value)
-        data = _buffer(TYPECODES[spec[0]], map(int, values) if spec[0] == "bool" else values)
-        if sys.byteorder == "big":
-            data.byteswap()
-        return data.tobytes()
+        return encode(_listed(value), spec[0])
 
     def unpack(self, data: bytes, spec: Spec) -> Any:
         """A list of these little-endian elements."""
-        values = _buffer(TYPECODES[spec[0]])
-        values.frombytes(data)
-        if sys.byteorder == "big":
-            values.byteswap()
-        return [bool(value) for value in values] if spec[0] == "bool" else values.tolist()
+        return list(decode(data, spec[0]))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -11,11 +11,23 @@ from propeller.errors import InvalidError
 
 Spec = tuple[str, tuple[int, ...]]
 
-ITEM_BYTES = {"bool": 1, "uint8": 1, "int64": 8, "float32": 4, "float64": 8, "uint64": 8}
+ITEM_BYTES = {
+    "bool": 1,
+    "uint8": 1,
+    "int64": 8,
+    "float32": 4,
+    "float64": 8,
+    "uint64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+}
 """Bytes an element, by dtype."""
 
-CARRIED = "uint64"
-"""The dtype that no operation but ``cast`` takes: it holds what a model has and int64 cannot."""
+HALVES = frozenset({"float16", "bfloat16"})
+"""The dtypes of floats that are kept and sent in half the bytes."""
+
+CARRIED = {"uint64": "int64", **dict.fromkeys(sorted(HALVES), "float32")}
+"""The dtypes that no operation but ``cast`` takes, and what to compute in: uint64 holds what a model has and int64 cannot."""
 
 MAX_RANK = 32
 """The most dimensions a tensor may have, in programs and models alike: as many as every version of NumPy has."""
@@ -30,17 +42,17 @@ TYPECODES = {
     "int64": "q",
     "uint8": "B",
     "bool": "B",
-    CARRIED: "Q",
+    "uint64": "Q",
     FLOAT: "d",
     INT: "q",
 }
-"""The type codes of Python's ``array`` module, by dtype."""
+"""The type codes of Python's ``array`` module, by dtype; the halves have none."""
 
 _RANGES = {
     "bool": (0, 1),
     "uint8": (0, 255),
     "int64": (-(2**63), 2**63 - 1),
-    CARRIED: (0, 2**64 - 1),
+    "uint64": (0, 2**64 - 1),
     INT: (-(2**63), 2**63 - 1),
 }
 
@@ -79,7 +91,7 @@ def size_bytes(spec: Spec) -> int:
 
 def fits(value: float, dtype: str) -> bool:
     """Whether an array of this dtype can hold a number: integers take no fraction, and none beyond their range."""
-    if dtype.startswith("float"):
+    if is_floating(dtype) or dtype in HALVES:
         return True
     low, high = _RANGES[dtype]
     return not isinstance(value, float) and low <= value <= high
@@ -101,9 +113,14 @@ def promote(first: str, second: str) -> str:
     return second if _RANK[second] >= _RANK["int64"] else "int64"
 
 
+def is_floating(dtype: str) -> bool:
+    """Whether this is a dtype of floats to compute with."""
+    return dtype in {"float32", "float64", FLOAT}
+
+
 def floating(dtype: str) -> str:
     """The dtype of a result that is never an integer."""
-    return dtype if dtype in {"float32", "float64", FLOAT} else FLOAT if dtype == INT else "float32"
+    return dtype if is_floating(dtype) else FLOAT if dtype == INT else "float32"
 
 
 def sum_dtype(dtype: str) -> str:

@@ -56,10 +56,11 @@ def infer(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     if count is not None and len(specs) != count:
         raise TensorError(f"{name} takes {count} operands, got {len(specs)}")
     for dtype, _ in specs:
-        if dtype == CARRIED and name != "cast":
+        if dtype in CARRIED and name != "cast":
+            holds = ", which holds numbers below 2**63" if dtype == "uint64" else ""
             raise TensorError(
-                f"{name}: an array of {CARRIED} is only carried; to compute with it write x.astype('int64'), which "
-                "holds numbers below 2**63"
+                f"{name}: an array of {dtype} is only carried; to compute with it write "
+                f"x.astype({CARRIED[dtype]!r}){holds}"
             )
     spec: Spec = operation.infer(name, specs, params)
     shape = spec[1]

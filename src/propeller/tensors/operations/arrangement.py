@@ -9,6 +9,7 @@ from propeller.tensors.operations.flat import offsets_of, spread, strides_of
 from propeller.tensors.operations.operation import Kernel, Operation, OperationCall, Record
 from propeller.tensors.shapes import (
     CARRIED,
+    HALVES,
     ITEM_BYTES,
     Spec,
     TensorError,
@@ -16,6 +17,7 @@ from propeller.tensors.shapes import (
     broadcast,
     elements,
     fits,
+    is_floating,
     promote,
     shape_of,
 )
@@ -89,6 +91,11 @@ def _transpose_gradient(up: Any, call: OperationCall, _record: Record) -> Sequen
     return [up.transpose(*sorted(range(len(axes)), key=axes.__getitem__))]
 
 
+def _cast_gradient(up: Any, call: OperationCall, _record: Record) -> Sequence[Any]:
+    dtype = call.operands[0].dtype
+    return [up.astype(CARRIED.get(dtype, dtype))]  # of what is only carried as what is computed with
+
+
 def _concatenate_gradient(up: Any, call: OperationCall, _record: Record) -> Sequence[Any]:
     parts, at = [], 0
     axis = call.params % up.ndim
@@ -118,8 +125,8 @@ def _broadcast_to(specs: Sequence[Spec], _params: Any, out: Spec) -> Kernel:
 
 def _cast(specs: Sequence[Spec], dtype: Any, _out: Spec) -> Kernel:
     source = specs[0][0]
-    if dtype not in {"int64", "uint8", CARRIED} or (
-        not source.startswith("float") and CARRIED not in {source, dtype}
+    if dtype not in {"int64", "uint8", "uint64"} or (
+        not is_floating(source) and source not in HALVES and "uint64" not in {source, dtype}
     ):
         return lambda x: x
 
@@ -197,7 +204,7 @@ OPERATIONS = (
         params="dtype",
         doc="the elements in that dtype; floats lose their fraction in integers, and must fit, as must what goes into and out of `uint64`",
         infer=_converted,
-        gradient=lambda up, call, _record: [up.astype(call.operands[0].dtype)],
+        gradient=_cast_gradient,
         kernel=_cast,
     ),
     Operation(

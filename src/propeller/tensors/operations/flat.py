@@ -3,13 +3,15 @@
 import math
 import struct
 from array import array as _buffer
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from propeller.tensors.shapes import CARRIED, elements
+from propeller.tensors.encoding import decode, encode
+from propeller.tensors.shapes import HALVES, elements
 
 _HALF = 1 << 63
-_MASKS = {"uint8": 0xFF, CARRIED: 2 * _HALF - 1}
+_CONVERSIONS: dict[str, Callable[[Any], Any]] = {"float64": float, "bool": bool}
+_MASKS = {"uint8": 0xFF, "uint64": 2 * _HALF - 1}
 
 
 def strides_of(shape: Sequence[int]) -> list[int]:
@@ -59,10 +61,10 @@ def rounded(values: Iterable[Any], dtype: str) -> list[Any]:
             return _buffer("f", values).tolist()
         except OverflowError:
             return [_as_float32(value) for value in values]
-    if dtype == "float64":
-        return [float(value) for value in values]
-    if dtype == "bool":
-        return [bool(value) for value in values]
+    if dtype in _CONVERSIONS:
+        return list(map(_CONVERSIONS[dtype], values))
+    if dtype in HALVES:
+        return list(decode(encode(values, dtype), dtype))
     if dtype in _MASKS:
         mask = _MASKS[dtype]
         return [int(value) & mask for value in values]

@@ -5,7 +5,16 @@ from typing import Any
 
 from propeller.tensors.operations.flat import offsets_of, spread, strides_of
 from propeller.tensors.operations.operation import Kernel, Operation, OperationCall, Record
-from propeller.tensors.shapes import Spec, TensorError, axis_of, broadcast, elements, shape_of, sum_dtype
+from propeller.tensors.shapes import (
+    Spec,
+    TensorError,
+    axis_of,
+    broadcast,
+    elements,
+    is_floating,
+    shape_of,
+    sum_dtype,
+)
 
 # What they yield --------------------------------------------------------------------------------------------
 
@@ -110,7 +119,7 @@ def _check_value(name: str, value: Spec, target: Spec, place: tuple[int, ...]) -
     if broadcast(name, value[1], place) != place:
         raise TensorError(f"a value of shape {list(value[1])} does not fit into {list(place)}")
     # Fractions are not dropped in silence.
-    if value[0].startswith("float") and not target[0].startswith("float"):
+    if is_floating(value[0]) and not is_floating(target[0]):
         raise TensorError(
             f"{name}: a value of {value[0]} does not go into an array of {target[0]}; use astype"
         )
@@ -239,7 +248,7 @@ def _add_rows(_specs: Sequence[Spec], count: Any, out: Spec) -> Kernel:
     width = elements(out[1][1:])
 
     def kernel(indices: list[Any], values: list[Any]) -> list[Any]:
-        total: list[Any] = [0.0 if out[0].startswith("float") else 0] * (count * width)
+        total: list[Any] = [0.0 if is_floating(out[0]) else 0] * (count * width)
         for at, value in zip(_row_offsets(out[1], indices), values, strict=True):
             total[at] += value
         return total
