@@ -212,18 +212,84 @@ def test_what_has_no_gradient(machine: StepMachine, function: Any, text: str) ->
         pt.grad(function)(pt.ones(2))
 
 
-def test_changes_in_place_are_refused(machine: StepMachine) -> None:
-    x = pt.ones(2)
+def test_arrays_from_outside_are_not_changed(machine: StepMachine) -> None:
+    """The gradient is by what they were."""
+    x, other = pt.ones(2), pt.ones(2)
 
-    def changes(x: Any) -> Any:
-        y = x * 2
-        y += 1
-        return y.sum()
+    def changes(kept: Any) -> Any:
+        def function(x: Any) -> Any:
+            array = x if kept is None else kept
+            array += 1
+            return (x * 2).sum()
 
-    with pytest.raises(TensorError, match="must not be changed in place"):
-        pt.grad(changes)(x)
+        return function
+
+    for kept in (None, other):
+        with pytest.raises(TensorError, match="from outside must not be changed in place"):
+            pt.grad(changes(kept))(x)
     x += 1  # and that is over with the error
-    assert x.tolist() == [2.0, 2.0]
+    assert (x.tolist(), other.tolist()) == ([2.0, 2.0], [1.0, 1.0])
+
+
+def in_place(x: Any, y: Any) -> Any:
+    """Changes of arrays that were made here, whose earlier values are used before and afterwards."""
+    a = x * 2.0
+    before = a * a
+    same, a_view = a, a[0]
+    a += y
+    a *= a
+    a[1] = y[0] * x[1]
+    a[a > 3.0] = x.sum()
+    b = before + same * a_view
+    b[[0, 2, 0]] = y * x
+    b[[True, False, True]] = x[:2] * y[:2]
+    return b * a
+
+
+def not_in_place(x: Any, y: Any) -> Any:
+    """The same with new arrays."""
+    a = x * 2.0
+    before, a_view = a * a, a[0]
+    a = (a + y) * (a + y)
+    second = ints([False, True, False])
+    a = pt.where(second, y[0] * x[1], a)
+    a = pt.where(a > 3.0, x.sum(), a)
+    b = before + a * a_view
+    b = pt.stack([y[2] * x[2], b[1], y[1] * x[1]])
+    return pt.stack([x[0] * y[0], b[1], x[1] * y[1]]) * a
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_own_arrays_are_changed_in_place(machine: StepMachine, traced: bool) -> None:
+    """Their gradient is that of the same with new arrays, and so is the gradient's gradient."""
+
+    def everything(function: Any) -> Any:
+        def slope(x: Any) -> Any:
+            return pt.grad(lambda x: (function(x, y) * weights).sum())(x)
+
+        return (
+            pt.value_and_grad(lambda x: function(x, y).sum())(x),
+            pt.grad(lambda x: pt.square(slope(x)).sum())(x),
+        )
+
+    x, y = pt.array([0.4, -0.7, 1.3], "float64"), pt.array([1.1, 0.6, -0.2], "float64")
+    weights = pt.array([1.0, 0.3, -2.0], "float64")
+    (value, slope), second = (pt.jit(everything) if traced else everything)(in_place)
+    (other, expected), another = everything(not_in_place)
+    assert value.item() == pytest.approx(other.item())
+    assert slope.tolist() == pytest.approx(expected.tolist())
+    assert second.tolist() == pytest.approx(another.tolist())
+
+
+def test_what_a_scan_used_is_not_changed(machine: StepMachine) -> None:
+    def function(x: Any) -> Any:
+        start = x * 2.0
+        h, _ = pt.scan(lambda h, _: (h * h, None), start, length=2)
+        start += 1.0
+        return h.sum()
+
+    with pytest.raises(TensorError, match=r"a scan .* x = x \+"):
+        pt.grad(function)(pt.ones(2))
 
 
 def test_by_a_number(machine: StepMachine) -> None:

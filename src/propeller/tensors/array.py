@@ -395,11 +395,13 @@ class Array(Handle):
                     f"a result of {result.dtype} does not fit in place of {self.dtype}; use astype"
                 )
             result = result.astype(self.dtype)
-        session.current().begin_change(self)
+        now = session.current()
+        now.begin_change(self)
         if self.tape is result.tape:
             self.handle, result.handle = result.handle, self.handle
         else:  # an array from outside, in a function that is traced: it gets its own handle back in the end
             self.tape, self.handle = result.tape, result.handle
+        now.end_change(self, result)
         return self
 
     def _shown(self, indent: int = 0) -> str | None:

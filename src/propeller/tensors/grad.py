@@ -21,7 +21,7 @@ def value_and_grad(function: Callable[..., Any]) -> Callable[..., tuple[Any, Any
     """``function``'s value and its gradient by its first argument.
 
     The function returns one number (an array without dimensions), or a tuple that begins with it: what follows is handed through. Its first
-    argument is an array, or dicts, lists and tuples of them; the gradient has the same form. Arrays must not be changed in place inside.
+    argument is an array, or dicts, lists and tuples of them; the gradient has the same form. Inside, arrays from outside must not be changed in place.
     """
 
     @functools.wraps(function)
@@ -58,7 +58,7 @@ def dependent_calls(by: Iterable[int], calls: Sequence[Call]) -> tuple[set[int],
     for call in calls:
         if any(id(operand) in known for operand in call.operands):
             needed.append(call)
-            known.update(map(id, _results(call)))
+            known.update(map(id, call.results))
     return known, needed
 
 
@@ -71,7 +71,7 @@ def propagate(found: dict[int, Array], calls: Sequence[Call], known: Container[i
         known: The identities of arrays whose gradients are wanted, or are needed for these.
     """
     for call in reversed(calls):
-        uppers = [found.pop(id(result), None) for result in _results(call)]
+        uppers = [found.pop(id(result), None) for result in call.results]
         if all(upper is None for upper in uppers) or not any(map(is_float, call.operands)):
             continue
         if not isinstance(call, OperationCall):
@@ -92,10 +92,6 @@ def _gradients(call: OperationCall, upper: Any) -> Sequence[Any]:
     if gradient is None:
         raise TensorError(f"{call.name} has no gradient; compute it outside of what is differentiated")
     return gradient(upper, call, record)
-
-
-def _results(call: Call) -> Sequence[Any]:
-    return (call.result,) if isinstance(call, OperationCall) else call.results
 
 
 def is_float(value: Any) -> bool:

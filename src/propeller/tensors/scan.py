@@ -137,6 +137,15 @@ class _ScanCall:
         steps = [call for frame in self._frames for call in self._body.steps.calls(frame)]
         return [*self._beside[0], *steps, *self._beside[1]]  # type: ignore[list-item]  # nothing else is recorded there
 
+    def exchanged(self, one: Any, other: Any) -> "_ScanCall":
+        """As ``CompoundCall.exchanged``."""
+        if any(each is one or each is other for each in (*self.operands, *self.results)):
+            raise TensorError(
+                "where a gradient is computed, an array that went into a scan or came out of one must not be changed in "
+                "place: write x = x + …"
+            )
+        return self
+
     def gradients(self, uppers: Sequence[Any], wanted: Container[int]) -> list[Array | None]:
         """As ``CompoundCall.gradients``."""
         body, count = self._body, len(self._frames)

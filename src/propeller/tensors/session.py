@@ -58,13 +58,20 @@ class TensorSession:
         """An array is about to be changed in place.
 
         Raises:
-            TensorError: A gradient is being computed, which needs the values as they were.
+            TensorError: A gradient is being computed, and the array was there before: the gradient is by its values as they were.
         """
-        if self.calls is not None:
+        if self.calls is not None and not any(
+            array is result for call in self.calls for result in call.results
+        ):
             raise TensorError(
-                "an array must not be changed in place where a gradient is computed: write w = w - …"
+                "where a gradient is computed, an array from outside must not be changed in place: write w = w - …"
             )
         self.tape.adopt(array)
+
+    def end_change(self, array: Handle, before: Handle) -> None:
+        """An array has new elements now, those of what was recorded last, and ``before``, which this gave, has the array's own."""
+        if self.calls is not None:
+            self.calls[:] = [call.exchanged(array, before) for call in self.calls]
 
 
 class LocalMachine:

@@ -24,6 +24,19 @@ class OperationCall(NamedTuple):
     params: Any
     result: Any
 
+    @property
+    def results(self) -> tuple[Any]:
+        """The array that it gave."""
+        return (self.result,)
+
+    def exchanged(self, one: Any, other: Any) -> "OperationCall":
+        """With two arrays in each other's place."""
+        if not any(each is one or each is other for each in (*self.operands, self.result)):
+            return self
+        places = {id(one): other, id(other): one}
+        operands = [places.get(id(each), each) for each in self.operands]
+        return self._replace(operands=operands, result=places.get(id(self.result), self.result))
+
 
 class CompoundCall(Protocol):
     """Many operations whose gradient is found at once."""
@@ -44,6 +57,14 @@ class CompoundCall(Protocol):
 
     def expanded(self) -> list["OperationCall"]:
         """The operations one by one."""
+        ...
+
+    def exchanged(self, one: Any, other: Any) -> "CompoundCall":
+        """With two arrays in each other's place.
+
+        Raises:
+            TensorError: It has one of them.
+        """
         ...
 
 
