@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "matmul vectors": (lambda a, b: a @ b, [(3,), (3,)]),
     "matmul left vector": (lambda a, b: a @ b, [(3,), (2, 3, 4)]),
     "matmul right vector": (lambda a, b: a @ b, [(2, 4, 3), (3,)]),
+    "matmul of a stack and a matrix": (lambda a, b: (a * a) @ b, [(2, 2, 2, 3), (3, 2)]),
     "matmul stacks": (lambda a, b: a @ b, [(2, 1, 2, 3), (3, 3, 2)]),
     "sum": (lambda a: a.sum(0) * 2.0 + a.sum(), [(2, 3)]),
     "sum kept": (lambda a: a * a.sum(-1, keepdims=True), [(2, 3)]),

@@ -160,8 +160,14 @@ def _matmul_gradient(up: Any, call: OperationCall, _record: Record) -> Sequence[
     if b.ndim == 1:
         shape = (*shape, 1)
     wide = _shaped(up, shape)
+    of_rows = _shaped(sum_to_shape(wide @ _transposed(columns), rows.shape), a.shape)
+    if (
+        a.ndim > 2 and b.ndim == 2
+    ):  # one matrix for the whole stack: its gradient is one product, not the sum of as many
+        count = elements(a.shape[:-1])
+        return [of_rows, a.reshape(count, b.shape[0]).T @ up.reshape(count, b.shape[1])]
     return [
-        _shaped(sum_to_shape(wide @ _transposed(columns), rows.shape), a.shape),
+        of_rows,
         _shaped(sum_to_shape(_transposed(rows) @ wide, columns.shape), b.shape),
     ]
 
