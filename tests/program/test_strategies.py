@@ -267,6 +267,14 @@ def test_personal_tensors_stay_on_the_device(device: Device) -> None:
     assert_close(device.run(strategy, base)["update"], {"w": second["w"]})
 
 
+def test_only_what_is_trained_is_sent(device: Device) -> None:
+    strategy = {"name": "fedprox", "trained": ["w"], "mu": 0.7}
+    pulled = descend(BASE, lambda name, model: 0.7 * (model["w"] - BASE["w"]) if name == "w" else 0.0)
+    assert_close(device.run(strategy)["update"], {"w": pulled["w"]})
+    delta = device.run({"trained": ["w"]}, update='{"kind": "delta"}')
+    assert_close(delta["update"], {"w": descend(BASE)["w"] - BASE["w"]})
+
+
 @pytest.mark.parametrize(
     ("strategy", "text"),
     [
@@ -275,7 +283,9 @@ def test_personal_tensors_stay_on_the_device(device: Device) -> None:
         ({"mu": True}, "strategy.mu is True"),
         ({"personal": "b"}, "strategy.personal is a list of patterns"),
         ({"personal": ["c*"]}, r"strategy.personal: 'c\*' matches no tensor of the model; there are w, b"),
-        ({"personal": ["*"]}, "strategy.personal names every tensor of the model"),
+        ({"personal": ["*"]}, "personal and trained leave nothing to share of w, b"),
+        ({"trained": ["c"]}, "strategy.trained: 'c' matches no tensor of the model; there are w, b"),
+        ({"trained": ["b"], "personal": ["b"]}, "personal and trained leave nothing to share"),
     ],
 )
 def test_values_that_are_not_right_are_named(device: Device, strategy: dict[str, Any], text: str) -> None:

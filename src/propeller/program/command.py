@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -141,7 +141,7 @@ class _Task:
 
     def _match(self, result: Update) -> dict[str, Array]:
         """The tensors of an update, which are looked at, in dtypes that have all of their numbers."""
-        matched = _match_model(_check_mapping("model", result.model), self._specs)
+        matched = _match_model(_check_mapping("model", result.model), self._specs, self._strategy.frozen)
         remainders = _remainders(matched)
         self._tape.read_ahead([*remainders.values(), *_single_arrays(result.metrics)])
         for name, remainder in remainders.items():
@@ -242,14 +242,18 @@ def _parse_metric(name: Any, value: Any) -> Any:
     return value
 
 
-def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, Array]:
+def _match_model(
+    model: Mapping[str, Any], specs: dict[str, Spec], frozen: Collection[str]
+) -> dict[str, Array]:
     """The update's tensors in dtypes that lose none of their numbers; the coordinator gives them the base model's again.
+
+    Those that are not trained may be missing, and are left out.
 
     Raises:
         TensorError: One is missing, unknown, or of another shape.
     """
-    if specs and set(model) != set(specs):
-        missing, unknown = sorted(set(specs) - set(model)), sorted(set(model) - set(specs))
+    missing, unknown = sorted(set(specs) - set(model) - set(frozen)), sorted(set(model) - set(specs))
+    if specs and (missing or unknown):
         faults = []
         if missing:
             faults.append(f"lacks {', '.join(missing)}")
@@ -261,6 +265,8 @@ def _match_model(model: Mapping[str, Any], specs: dict[str, Spec]) -> dict[str, 
         )
     matched = {}
     for name, each in model.items():
+        if name in frozen:
+            continue
         dtype, shape = specs.get(name, (None, None))
         value = taken(each)
         tensor = value if isinstance(value, Array) else _exact_array(value, dtype)

@@ -1,7 +1,7 @@
 """The device's part of a strategy: what a task does with the values that ``FL_STRATEGY`` has for devices (docs/programs.md).
 
 ``mu`` pulls the training towards the round's model (FedProx). ``control`` keeps a control variate (SCAFFOLD). ``lambda`` has a second
-model trained, which stays on the device (Ditto). ``personal`` names tensors that stay on the device.
+model trained, which stays on the device (Ditto). ``personal`` names tensors that stay on the device, ``trained`` those that are not frozen.
 """
 
 import math
@@ -27,6 +27,8 @@ CONTROL = "control"
 _DITTO, _PERSONAL = "ditto", "personal"
 """Kinds of the state that is kept here."""
 
+_TRAINED = "trained"
+
 _SERVER_STATE = "strategy"
 """The source of the strategy's tensors for devices, ``in/strategy.safetensors``."""
 
@@ -51,7 +53,11 @@ class LocalStrategy:
         self._mu, self._lambda = (_weight(values, name) for name in ("mu", "lambda"))
         self._has_control = bool(values.get(CONTROL))
         self._root = root
-        self._personal = _matching(values.get(_PERSONAL) or [], specs)
+        self._personal = _matching(_PERSONAL, values.get(_PERSONAL) or [], specs)
+        trained = _matching(_TRAINED, values.get(_TRAINED) or [], specs) or list(specs)
+        self.frozen = frozenset(specs) - frozenset(trained) - frozenset(self._personal)
+        if specs and not self.shared:
+            raise InvalidError(f"strategy: personal and trained leave nothing to share of {', '.join(specs)}")
         self._shift: dict[str, Array] = {}
         self._calls: set[str] = set()
 
@@ -63,7 +69,11 @@ class LocalStrategy:
     @property
     def shared(self) -> dict[str, Spec]:
         """The tensors of the model that an update has."""
-        return {name: spec for name, spec in self._specs.items() if name not in self._personal}
+        return {
+            name: spec
+            for name, spec in self._specs.items()
+            if name not in self._personal and name not in self.frozen
+        }
 
     def model(self) -> dict[str, Array]:
         """The model to train or evaluate: the base model, with the device's own tensors where it has some."""
@@ -86,7 +96,7 @@ class LocalStrategy:
         if self._has_control:
             self._shift = self._control_shift()
         anchor, shift = self._anchor() if self._mu else {}, _each_given(self._shift)
-        return Correction(self._mu, anchor, shift, frozenset(self._personal), self._calls)
+        return Correction(self._mu, anchor, shift, self.frozen.union(self._personal), self._calls)
 
     def second_context(self, context: Context) -> Context:
         """The context in which the device's own model is trained."""
@@ -223,20 +233,17 @@ def _weight(values: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-def _matching(patterns: Any, specs: Mapping[str, Spec]) -> list[str]:
-    """The tensors that stay on the device.
+def _matching(field: str, patterns: Any, specs: Mapping[str, Spec]) -> list[str]:
+    """The tensors that the patterns of a field of the strategy name.
 
     Raises:
-        InvalidError: a pattern matches none, or nothing is left to share.
+        InvalidError: a pattern matches none.
     """
     if not isinstance(patterns, list) or not all(isinstance(one, str) for one in patterns):
-        raise InvalidError('strategy.personal is a list of patterns of tensor names, such as ["head.*"]')
+        raise InvalidError(f'strategy.{field} is a list of patterns of tensor names, such as ["head.*"]')
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in specs):
             raise InvalidError(
-                f"strategy.personal: {pattern!r} matches no tensor of the model; there are {', '.join(specs)}"
+                f"strategy.{field}: {pattern!r} matches no tensor of the model; there are {', '.join(specs)}"
             )
-    found = [name for name in specs if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if specs and len(found) == len(specs):
-        raise InvalidError("strategy.personal names every tensor of the model: nothing is left to share")
-    return found
+    return [name for name in specs if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -118,6 +118,28 @@ def test_updates_that_change_nothing_leave_the_model_as_it_is(name: str) -> None
 
 
 @pytest.mark.parametrize("name", all_strategies())
+def test_what_is_not_trained_is_not_in_updates_and_stays_bit_for_bit(name: str) -> None:
+    plain = default_strategy(name)
+    fields = plain.model_dump(by_alias=True, exclude_defaults=True)
+    strategy = create_strategy(name, {**fields, "trained": ["w*", "big"]})
+    base, updates = model(0), [model(number) for number in range(1, COUNT + 1)]
+    assert strategy.for_devices({})["trained"] == ["w*", "big"]
+    sent = received(strategy, base, updates)
+    names = {tensor for _one, tensors in sent for tensor in tensors if not tensor.startswith("@")}
+    assert names == {"w", "w/deep", "big"}
+    found, state = aggregate(strategy, base, None, sent)
+    for tensor in base.keys() - names:
+        assert found[tensor].dtype == base[tensor].dtype
+        assert found[tensor].tobytes() == base[tensor].tobytes()
+    assert not np.array_equal(found["w"], base["w"])
+    assert all(tensor.partition("/")[2] in names for tensor in state.tensors)
+    with pytest.raises(
+        UpdateError, match=r"'deep/w'.*is not trained \(strategy\.trained\); an update must not"
+    ):
+        aggregate(strategy, base, None, [(sent[0][0], {**sent[0][1], "deep/w": base["deep/w"]}), *sent[1:]])
+
+
+@pytest.mark.parametrize("name", all_strategies())
 def test_the_order_of_updates_does_not_matter(name: str) -> None:
     strategy, base = default_strategy(name), model(0)
     updates = received(strategy, base, [model(number) for number in range(1, COUNT + 1)])

@@ -70,7 +70,7 @@ class PartAggregation:
         self._reductions: dict[str, Reduction] = {
             name: reduction
             for name, array in base.items()
-            if not strategy.is_personal(name)
+            if not strategy.is_kept(name)
             and (reduction := strategy.reduction(name, array.reshape(-1))) is not None
         }
         self._means: dict[str, IntegerMean | MajorityVote] = {}
@@ -128,7 +128,7 @@ class PartAggregation:
                     mean = self._mean(name, start, end, sums)
                     here = {kind: found[name][start:end] for kind, found in extra.items()}
                     self._step(name, start, end, mean, here, model[name], state)
-            elif self._strategy.is_personal(name):
+            elif self._strategy.is_kept(name):
                 model[name] = base
             elif name in self._reductions:
                 model[name] = self._reduced(name).reshape(base.shape)
@@ -199,9 +199,7 @@ class PartAggregation:
         return [
             name
             for name in self._base
-            if name not in self._learned
-            and name not in self._reductions
-            and not self._strategy.is_personal(name)
+            if name not in self._learned and name not in self._reductions and not self._strategy.is_kept(name)
         ]
 
     def _as_weights(self, number: int, update: Tensors, name: str) -> Array:

@@ -211,6 +211,11 @@ class Strategy(BaseModel, ABC):
     only_because: ClassVar[str] = ""
     """Why, where ``only_mode`` says so: what follows "as" in the error."""
 
+    trained: Patterns = Field(
+        (),
+        description="names of the tensors that are trained, which may have * and ?, such as `lora_*`: updates carry these alone, and "
+        "the model keeps the others as they are; left out: all",
+    )
     personal: Patterns = Field(
         (),
         description="names of tensors that stay on the devices, which may have * and ?, such as `bn*.weight`: updates do not "
@@ -274,11 +279,19 @@ class Strategy(BaseModel, ABC):
         """Whether a tensor stays on the devices."""
         return any(fnmatchcase(tensor, pattern) for pattern in self.personal)
 
+    def is_frozen(self, tensor: str) -> bool:
+        """Whether a tensor is not trained, and stays as it is in the model."""
+        return bool(self.trained) and not any(fnmatchcase(tensor, pattern) for pattern in self.trained)
+
+    def is_kept(self, tensor: str) -> bool:
+        """Whether updates do not carry a tensor, and the model keeps its own: it is personal, or frozen."""
+        return self.is_personal(tensor) or self.is_frozen(tensor)
+
     def learns(self, tensor: str, array: Array) -> bool:
-        """Whether ``step`` makes this tensor: it is floating point, not personal, and not reduced otherwise."""
+        """Whether ``step`` makes this tensor: it is floating point, neither personal nor frozen, and not reduced otherwise."""
         return (
             is_floating(array.dtype)
-            and not self.is_personal(tensor)
+            and not self.is_kept(tensor)
             and self.reduction(tensor, array[:0] if array.ndim else array) is None
         )
 
@@ -292,11 +305,11 @@ class Strategy(BaseModel, ABC):
         return None
 
     def update_shapes(self, base: Tensors) -> Shapes:
-        """Names and shapes of what an update has for these tensors of the model: without personal ones, with extra ones.
+        """Names and shapes of what an update has for these tensors of the model: without personal and frozen ones, with extra ones.
 
         The arrays of ``base`` may be of any memory: only their shapes and dtypes are looked at.
         """
-        shapes = {name: array.shape for name, array in base.items() if not self.is_personal(name)}
+        shapes = {name: array.shape for name, array in base.items() if not self.is_kept(name)}
         for kind in self.extra_kinds:
             shapes |= {
                 f"{EXTRA}{kind}/{name}": array.shape
@@ -319,9 +332,10 @@ class Strategy(BaseModel, ABC):
                 )
         for name in update:
             if name in base and name not in expected:
-                raise TensorError(
-                    "stays on the devices (strategy.personal); an update must not carry it", name
-                )
+                field = "stays on the devices (strategy.personal)"
+                if self.is_frozen(name):
+                    field = "is not trained (strategy.trained)"
+                raise TensorError(f"{field}; an update must not carry it", name)
         check_shapes(update, expected)
 
     def update_names(self, names: Sequence[str]) -> list[str]:
@@ -356,7 +370,7 @@ class Strategy(BaseModel, ABC):
         return ServerState(self.initial_state(base), self.initial_values())
 
     def device_values(self, _values: Mapping[str, Any]) -> dict[str, Any]:
-        """What devices are told besides the strategy's name, ``personal`` and ``device_kinds``."""
+        """What devices are told besides the strategy's name, ``trained``, ``personal`` and ``device_kinds``."""
         return {}
 
     def for_devices(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,6 +380,8 @@ class Strategy(BaseModel, ABC):
             values: the server state's values; empty before the first round.
         """
         told = self.device_values(values or self.initial_values())
+        if self.trained:
+            told["trained"] = list(self.trained)
         if self.personal:
             told["personal"] = list(self.personal)
         if self.device_kinds:
