@@ -39,6 +39,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "fedbn": {"personal": ["b"]},
     "qfedavg": {"lr": 0.1},
     "sum": SUM,
+    "bagging": {"free": ["trees"]},
 }
 
 

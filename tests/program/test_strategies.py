@@ -284,6 +284,10 @@ def test_only_what_is_trained_is_sent(device: Device) -> None:
         ({"personal": "b"}, "strategy.personal is a list of patterns"),
         ({"personal": ["c*"]}, r"strategy.personal: 'c\*' matches no tensor of the model; there are w, b"),
         ({"personal": ["*"]}, "personal and trained leave nothing to share of w, b"),
+        (
+            {"free": ["w"]},
+            r"strategy.free: 'w' is float\d+ of shape \[\d+\] in the model; what has any length is a vector",
+        ),
         ({"trained": ["c"]}, "strategy.trained: 'c' matches no tensor of the model; there are w, b"),
         ({"trained": ["b"], "personal": ["b"]}, "personal and trained leave nothing to share"),
     ],

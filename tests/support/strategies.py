@@ -20,6 +20,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "qfedavg": {"lr": 0.1},
     "fedbn": {"personal": ["bn.*"]},
     "fedper": {"personal": ["bn.*"]},
+    "bagging": {"free": ["trees"]},
 }
 """Parameters of the strategies that have no default for one."""
 
@@ -36,8 +37,8 @@ def all_strategies() -> list[str]:
 
 
 def learning_strategies() -> list[str]:
-    """Those that make a model of trained ones: all but sums."""
-    return [name for name in all_strategies() if name != "sum"]
+    """Those that make a model of trained ones: all but sums and collections."""
+    return [name for name in all_strategies() if name not in {"sum", "bagging"}]
 
 
 def one_round(

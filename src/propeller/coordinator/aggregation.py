@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
 from propeller.coordinator.aggregation_requests import (
@@ -42,7 +42,7 @@ from propeller.errors import (
 from propeller.fl.bounds import difference_norms
 from propeller.fl.outliers import find_outliers
 from propeller.fl.strategies import PART_BYTES, read_strategy
-from propeller.fl.tensors import Specs, Tensors, to_safetensors
+from propeller.fl.tensors import FREE, Specs, Tensors, TensorSpec, to_safetensors
 from propeller.process.http import ServiceError, UnreadableAnswerError
 from propeller.process.logs import get_logger
 from propeller.process.retry import doubling, retry
@@ -194,8 +194,10 @@ class Aggregation:
                 "give it its folder back (MODELS_DIR)"
             ) from None
         await self._check_whole(request)
+        free = _free(request, expected)
         # A program is given whole tensors.
-        cut = ModelCut(expected, self._part_bytes, whole_tensors=is_program(request.strategy))
+        whole = expected if is_program(request.strategy) else free
+        cut = ModelCut(expected, self._part_bytes, whole=whole)
         try:
             found = await self._aggregate(request, cut, expected)
         except BlobNotFoundError as error:
@@ -205,7 +207,7 @@ class Aggregation:
         wrong = [
             name
             for name in {**expected, **found.model.specs}
-            if found.model.specs.get(name) != expected.get(name)
+            if _spec(found.model.specs, name, free) != _spec(expected, name, free)
         ]
         if wrong:
             found.close()
@@ -281,7 +283,8 @@ class Aggregation:
 
     async def _store(self, request: AggregationRequest, found: Aggregated) -> int:
         """Store a model and the state beside it."""
-        registry, specs = self._registry, await self._registry.specs(request.base_version)
+        registry = self._registry
+        specs = {name: found.model.specs[name] for name in await registry.specs(request.base_version)}
         if found.has_state:
             registry.require_state()
         lineage = {"lineage": request.lineage_text(found.result.program)}
@@ -384,6 +387,22 @@ def _damaged(request: AggregationRequest, digests: Sequence[str]) -> OutliersErr
     reason = "its update is damaged where the coordinator keeps it: look at the disk of COORDINATOR_STATE"
     return OutliersError(
         {each.proplet_id: reason for each in request.in_slot_order if each.digest in digests}
+    )
+
+
+def _free(request: AggregationRequest, specs: Specs) -> set[str]:
+    """The tensors that have any length."""
+    if is_program(request.strategy):
+        return set()
+    strategy = read_strategy(request.strategy)
+    return {name for name in specs if strategy.is_free(name)}
+
+
+def _spec(specs: Specs, name: str, free: Container[str]) -> TensorSpec | None:
+    """What is known of a tensor, but for the length of one that is free."""
+    spec = specs.get(name)
+    return (
+        TensorSpec(spec.dtype, FREE) if spec is not None and name in free and len(spec.shape) == 1 else spec
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import math
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -41,13 +41,13 @@ class ModelCut:
         tensors: the names and shapes of those of which parts have pieces.
     """
 
-    def __init__(self, specs: Specs, part_bytes: int = PART_BYTES, *, whole_tensors: bool = False) -> None:
-        """Cut into parts of at most ``part_bytes``; with ``whole_tensors``, a larger one is a part by itself."""
+    def __init__(self, specs: Specs, part_bytes: int = PART_BYTES, *, whole: Container[str] = ()) -> None:
+        """Cut into parts of at most ``part_bytes``; a larger tensor that is among ``whole`` is a part by itself."""
         sizes: dict[tuple[str, Piece], int] = {}
         for name in write_header(specs)[1]:
             count, size = math.prod(specs[name].shape), DTYPES[specs[name].dtype].itemsize
             step = max(PIECE_NUMBERS, part_bytes // size // PIECE_NUMBERS * PIECE_NUMBERS)
-            if whole_tensors or count * size <= part_bytes or count <= step:
+            if name in whole or count * size <= part_bytes or count <= step:
                 sizes[name, None] = count * size
                 continue
             for start in range(0, count, step):

@@ -172,7 +172,7 @@ def write_document(update: ReceivedUpdate, base: Specs, target: DurableFile) -> 
         dtypes = {name: _stored_dtype(document, name, spec, header.kind) for name, spec in base.items()}
     except TensorError as error:
         raise InvalidError(f"update: {error}") from None
-    specs = {name: TensorSpec(dtypes[name], base[name].shape) for name in base}
+    specs = {name: TensorSpec(dtypes[name], document.specs[name].shape) for name in base}
     metadata = {
         "num_samples": str(header.num_samples),
         "proplet_id": header.proplet_id,

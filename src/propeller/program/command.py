@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -141,7 +141,7 @@ class _Task:
 
     def _match(self, result: Update) -> dict[str, Array]:
         """The tensors of an update, which are looked at, in dtypes that have all of their numbers."""
-        matched = _match_model(_check_mapping("model", result.model), self._specs, self._strategy.frozen)
+        matched = _match_model(_check_mapping("model", result.model), self._specs, self._strategy)
         remainders = _remainders(matched)
         self._tape.read_ahead([*remainders.values(), *_single_arrays(result.metrics)])
         for name, remainder in remainders.items():
@@ -243,16 +243,16 @@ def _parse_metric(name: Any, value: Any) -> Any:
 
 
 def _match_model(
-    model: Mapping[str, Any], specs: dict[str, Spec], frozen: Collection[str]
+    model: Mapping[str, Any], specs: dict[str, Spec], strategy: LocalStrategy
 ) -> dict[str, Array]:
     """The update's tensors in dtypes that lose none of their numbers; the coordinator gives them the base model's again.
 
-    Those that are not trained may be missing, and are left out.
+    Those that are not trained may be missing, and are left out; those that are free are vectors of any length.
 
     Raises:
         TensorError: One is missing, unknown, or of another shape.
     """
-    missing, unknown = sorted(set(specs) - set(model) - set(frozen)), sorted(set(model) - set(specs))
+    missing, unknown = sorted(set(specs) - set(model) - strategy.frozen), sorted(set(model) - set(specs))
     if specs and (missing or unknown):
         faults = []
         if missing:
@@ -265,12 +265,18 @@ def _match_model(
         )
     matched = {}
     for name, each in model.items():
-        if name in frozen:
+        if name in strategy.frozen:
             continue
         dtype, shape = specs.get(name, (None, None))
         value = taken(each)
         tensor = value if isinstance(value, Array) else _exact_array(value, dtype)
-        if shape is not None and tensor.shape != shape:
+        if name in strategy.free:
+            if tensor.dtype != "uint8" or len(tensor.shape) != 1:
+                raise TensorError(
+                    f"the update's {name!r} is {tensor.dtype} of shape {list(tensor.shape)}: what has any length is a vector of bytes, "
+                    "as pt.array(list(content), 'uint8')"
+                )
+        elif shape is not None and tensor.shape != shape:
             raise TensorError(
                 f"the update's {name!r} has shape {list(tensor.shape)}, the base model's {list(shape)}"
             )

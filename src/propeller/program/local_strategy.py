@@ -1,7 +1,8 @@
 """The device's part of a strategy: what a task does with the values that ``FL_STRATEGY`` has for devices (docs/programs.md).
 
 ``mu`` pulls the training towards the round's model (FedProx). ``control`` keeps a control variate (SCAFFOLD). ``lambda`` has a second
-model trained, which stays on the device (Ditto). ``personal`` names tensors that stay on the device, ``trained`` those that are not frozen.
+model trained, which stays on the device (Ditto). ``personal`` names tensors that stay on the device, ``trained`` those that are not frozen,
+``free`` those that have any length (bagging).
 """
 
 import math
@@ -27,7 +28,7 @@ CONTROL = "control"
 _DITTO, _PERSONAL = "ditto", "personal"
 """Kinds of the state that is kept here."""
 
-_TRAINED = "trained"
+_TRAINED, _FREE = "trained", "free"
 
 _SERVER_STATE = "strategy"
 """The source of the strategy's tensors for devices, ``in/strategy.safetensors``."""
@@ -56,6 +57,15 @@ class LocalStrategy:
         self._personal = _matching(_PERSONAL, values.get(_PERSONAL) or [], specs)
         trained = _matching(_TRAINED, values.get(_TRAINED) or [], specs) or list(specs)
         self.frozen = frozenset(specs) - frozenset(trained) - frozenset(self._personal)
+        free = values.get(_FREE)
+        self.free = frozenset(_matching(_FREE, free, specs) if free else ())
+        for name in self.free:
+            dtype, shape = specs[name]
+            if dtype != "uint8" or len(shape) != 1:
+                raise InvalidError(
+                    f"strategy.free: {name!r} is {dtype} of shape {list(shape)} in the model; what has any length is a vector of bytes "
+                    "(uint8): give the first model as a .npz or .safetensors file, or as a NumPy array"
+                )
         if specs and not self.shared:
             raise InvalidError(f"strategy: personal and trained leave nothing to share of {', '.join(specs)}")
         self._shift: dict[str, Array] = {}
@@ -137,6 +147,9 @@ class LocalStrategy:
             return model, kind
         turned = {}
         for name, spec in self.shared.items():
+            if name in self.free:
+                turned[name] = model[name]
+                continue
             base = open_tensor("model", name, spec)
             if wanted == "delta":
                 turned[name] = _signed(model[name]) - _signed(base)

@@ -170,7 +170,10 @@ def test_all_are_described() -> None:
             assert parameter.required == (parameter.name in REQUIRED.get(each.name, {}))
         assert each.parameters[-1].name == "personal"
         assert each.needs_device_state == (each.name in {"scaffold", "ditto", "fedbn", "fedper"})
-        modes = {"fedbuff": ("async",), **dict.fromkeys(("fednova", "qfedavg", "scaffold", "sum"), ("sync",))}
+        modes = {
+            "fedbuff": ("async",),
+            **dict.fromkeys(("fednova", "qfedavg", "scaffold", "sum", "bagging"), ("sync",)),
+        }
         assert each.modes == modes.get(each.name, ("sync", "async"))
         assert default_strategy(each.name).name == each.name
 

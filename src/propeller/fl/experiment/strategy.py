@@ -36,6 +36,12 @@ def check_strategy(spec: ExperimentSpec) -> None:
     for field, updates in ((where, spec.selection.most), ("k_of_n", spec.k_of_n), ("mode.buffer", buffer)):
         if updates is not None:
             strategy.check_size(field, updates)
+    if strategy.free_patterns and spec.update.compression.is_lossy:
+        raise InvalidError(
+            f"update.compression: {strategy.name} sends bytes of any length, which only zstd compresses: use it, or none"
+        )
+    if strategy.free_patterns and spec.update.kind == "delta":
+        raise InvalidError(f"update.kind: {strategy.name} sends bytes, which are no difference: leave it out")
     chosen = {"selection.fraction": spec.selection.fraction, "selection.count": spec.selection.count}
     for field, some in {**chosen, "k_of_n": spec.k_of_n, "mode.buffer": buffer}.items():
         if some is not None and (field != "selection.fraction" or some < 1):

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from propeller.errors import InvalidError
+from propeller.fl.strategies.bagging import Bagging
 from propeller.fl.strategies.clipping import NormClipping
 from propeller.fl.strategies.fedavg import FedAvg
 from propeller.fl.strategies.fedbuff import FedBuff
@@ -52,6 +53,7 @@ _BUILT_IN: dict[str, type[Strategy]] = {
         FedBN,
         FedPer,
         Sum,
+        Bagging,
     )
 }
 """In the order of the documentation."""

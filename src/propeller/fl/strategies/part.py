@@ -98,7 +98,10 @@ class PartAggregation:
             self._rows[number] = update
         self._sums.add(number, update, self._plan.coefficients[number])
         for name, reduction in self._reductions.items():
-            reduction.add(self._as_weights(number, update, name))
+            try:
+                reduction.add(self._as_weights(number, update, name), self._contributions[number].slot)
+            except TensorError as error:
+                raise self._refuse(number, TensorError(str(error), name)) from None
         for kind, sums in self._extra.items():
             sums.add(number, update, self._plan.extra[kind][number])
         for name, mean in self._means.items():
@@ -131,7 +134,8 @@ class PartAggregation:
             elif self._strategy.is_kept(name):
                 model[name] = base
             elif name in self._reductions:
-                model[name] = self._reduced(name).reshape(base.shape)
+                reduced = self._reduced(name)
+                model[name] = reduced if self._strategy.is_free(name) else reduced.reshape(base.shape)
             elif self._strategy.rows:
                 model[name] = self._combined_exactly(name)
             else:
@@ -203,8 +207,10 @@ class PartAggregation:
         ]
 
     def _as_weights(self, number: int, update: Tensors, name: str) -> Array:
-        """All of a tensor that is reduced, as weights: float64, integers in int64 or uint64, or truth values."""
+        """All of a tensor that is reduced, as weights: float64, integers in int64 or uint64, truth values; free ones as they are."""
         base = self._base[name]
+        if self._strategy.is_free(name):
+            return update[name]
         if not is_floating(base.dtype):
             return self._exact_values(number, update, name, slice(None))
         values = _float64(update[name], 0, base.size)

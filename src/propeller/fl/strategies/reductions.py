@@ -1,4 +1,4 @@
-"""What becomes of one tensor of all updates where that is no mean: its sum, its extremes, in memory that does not grow with their number."""
+"""What becomes of one tensor of all updates where that is no mean: its sum or an extreme, in memory that does not grow with their number, or all of them."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,8 +15,13 @@ _LOW_BITS = 32
 class Reduction(Protocol):
     """One tensor of all updates, which come one at a time and flat: ``add`` each, then ``result``."""
 
-    def add(self, values: Array) -> None:
-        """Add an update's numbers, as weights: finite float64, integers in int64 or uint64, or truth values."""
+    def add(self, values: Array, slot: int) -> None:
+        """Add an update's numbers, as weights: finite float64, integers in int64 or uint64, truth values, or bytes as they are.
+
+        Args:
+            values: the numbers.
+            slot: the participant's position in the round.
+        """
 
     def result(self) -> Array:
         """What they became, flat and in the base model's dtype.
@@ -40,8 +45,9 @@ class FloatSum:
         self._sum: Float64 = np.zeros(base.size)
         self._lost: Float64 = np.zeros(base.size)
 
-    def add(self, values: Array) -> None:
+    def add(self, values: Array, slot: int) -> None:
         """As ``Reduction.add``."""
+        del slot
         with np.errstate(over="ignore", invalid="ignore"):
             total = self._sum + values
             part = total - self._sum
@@ -66,8 +72,9 @@ class IntegerSum:
         self._high: npt.NDArray[np.int64] = np.zeros(base.size, np.int64)
         self._low: npt.NDArray[np.int64] = np.zeros(base.size, np.int64)
 
-    def add(self, values: Array) -> None:
+    def add(self, values: Array, slot: int) -> None:
         """As ``Reduction.add``."""
+        del slot
         self._high += (values >> _LOW_BITS).astype(np.int64)
         self._low += (values & (2**_LOW_BITS - 1)).astype(np.int64)
 
@@ -94,8 +101,9 @@ class Extreme:
         self._base, self._pick = base, pick
         self._found: Array | None = None
 
-    def add(self, values: Array) -> None:
+    def add(self, values: Array, slot: int) -> None:
         """As ``Reduction.add``."""
+        del slot
         self._found = values.copy() if self._found is None else self._pick(self._found, values)
 
     def result(self) -> Array:
@@ -118,11 +126,40 @@ class OfEnough:
         self._nothing = np.array(nothing, base.dtype)
         self._having: npt.NDArray[np.int32] = np.zeros(base.size, np.int32)
 
-    def add(self, values: Array) -> None:
+    def add(self, values: Array, slot: int) -> None:
         """As ``Reduction.add``."""
         self._having += values != self._nothing
-        self._reduction.add(values)
+        self._reduction.add(values, slot)
 
     def result(self) -> Array:
         """As ``Reduction.result``."""
         return np.where(self._having >= self._least, self._reduction.result(), self._nothing)
+
+
+class Collection:
+    """The base model's bytes, and those of the updates behind them, in the order of the participants. Holds all of them."""
+
+    def __init__(self, base: Array) -> None:
+        """Begin with the base model's.
+
+        Raises:
+            TensorError: it is not of bytes.
+        """
+        if base.dtype != np.uint8:
+            raise TensorError(f"is {base.dtype}; what is collected is opaque bytes, a vector of uint8")
+        self._base = base
+        self._came: dict[int, Array] = {}
+
+    def add(self, values: Array, slot: int) -> None:
+        """As ``Reduction.add``.
+
+        Raises:
+            TensorError: they are not bytes.
+        """
+        if values.dtype != np.uint8:
+            raise TensorError(f"is {values.dtype}; what is collected is opaque bytes, a vector of uint8")
+        self._came[slot] = values
+
+    def result(self) -> Array:
+        """As ``Reduction.result``; longer than the base model's."""
+        return np.concatenate([self._base, *(self._came[slot] for slot in sorted(self._came))])

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from propeller.errors import InvalidError
-from propeller.fl.tensors import Array, Shapes, TensorError, Tensors, check_shapes, is_floating
+from propeller.fl.tensors import FREE, Array, Shapes, TensorError, Tensors, check_shapes, is_floating
 
 if TYPE_CHECKING:
     from propeller.fl.strategies.reductions import Reduction
@@ -287,6 +287,18 @@ class Strategy(BaseModel, ABC):
         """Whether updates do not carry a tensor, and the model keeps its own: it is personal, or frozen."""
         return self.is_personal(tensor) or self.is_frozen(tensor)
 
+    @property
+    def free_patterns(self) -> Sequence[str]:
+        """Names of tensors, which may have * and ?, of any length in updates and in the model that is made of them.
+
+        They are opaque bytes (uint8), never a difference to the base model, and have a ``reduction``.
+        """
+        return ()
+
+    def is_free(self, tensor: str) -> bool:
+        """Whether ``free_patterns`` names a tensor."""
+        return any(fnmatchcase(tensor, pattern) for pattern in self.free_patterns)
+
     def learns(self, tensor: str, array: Array) -> bool:
         """Whether ``step`` makes this tensor: it is floating point, neither personal nor frozen, and not reduced otherwise."""
         return (
@@ -305,11 +317,16 @@ class Strategy(BaseModel, ABC):
         return None
 
     def update_shapes(self, base: Tensors) -> Shapes:
-        """Names and shapes of what an update has for these tensors of the model: without personal and frozen ones, with extra ones.
+        """Names and shapes of what an update has for these tensors of the model: without personal and frozen ones, with extra ones;
+        of ``FREE`` ones the length is not known.
 
         The arrays of ``base`` may be of any memory: only their shapes and dtypes are looked at.
         """
-        shapes = {name: array.shape for name, array in base.items() if not self.is_kept(name)}
+        shapes = {
+            name: FREE if self.is_free(name) else array.shape
+            for name, array in base.items()
+            if not self.is_kept(name)
+        }
         for kind in self.extra_kinds:
             shapes |= {
                 f"{EXTRA}{kind}/{name}": array.shape
@@ -380,6 +397,8 @@ class Strategy(BaseModel, ABC):
             values: the server state's values; empty before the first round.
         """
         told = self.device_values(values or self.initial_values())
+        if free := self.free_patterns:
+            told["free"] = list(free)
         if self.trained:
             told["trained"] = list(self.trained)
         if self.personal:

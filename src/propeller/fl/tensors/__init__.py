@@ -1,6 +1,7 @@
 """Tensors: what a model is, and its encodings."""
 
 from propeller.fl.tensors.base import (
+    FREE,
     Shapes,
     Specs,
     Tensors,
@@ -37,6 +38,7 @@ from propeller.tensors.shapes import TensorError
 __all__ = [
     "CODECS",
     "DTYPES",
+    "FREE",
     "JSON",
     "SAFETENSORS",
     "SAFETENSORS_SEQ",

@@ -26,6 +26,10 @@ Shapes = dict[str, tuple[int, ...]]
 """Names to the shapes of arrays, in the model's own order."""
 
 
+FREE = (-1,)
+"""In the place of a shape: that of a vector of any length."""
+
+
 class TensorSpec(NamedTuple):
     """What a tensor is but for its numbers: a dtype by its name in ``DTYPES``, and a shape."""
 
@@ -85,7 +89,7 @@ def check_shapes(tensors: Mapping[str, _Shaped], expected: Shapes, owner: str = 
 
     Args:
         tensors: what is checked, an update for example, or its specs.
-        expected: the names and shapes of what they must fit.
+        expected: the names and shapes of what they must fit; ``FREE`` fits vectors of any length.
         owner: what the errors call that.
 
     Raises:
@@ -94,7 +98,13 @@ def check_shapes(tensors: Mapping[str, _Shaped], expected: Shapes, owner: str = 
     for name, shape in expected.items():
         if name not in tensors:
             raise TensorError(f"is missing; {owner} has it with shape {format_shape(shape)}", name)
-        if tensors[name].shape != shape:
+        if shape == FREE:
+            if len(tensors[name].shape) != 1:
+                raise TensorError(
+                    f"has shape {format_shape(tensors[name].shape)}; of any length, it is still a vector",
+                    name,
+                )
+        elif tensors[name].shape != shape:
             raise TensorError(
                 f"has shape {format_shape(tensors[name].shape)}, {owner} has {format_shape(shape)}", name
             )
