@@ -1,6 +1,7 @@
 """``propeller join`` without a stack: what a state folder may be, and what a device is told to be."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -11,6 +12,8 @@ import pytest
 
 from propeller.cli.join import DEVICE_FILE, JoinedDevice, run_join
 from propeller.errors import InvalidError, StartError
+from propeller.proplet.errors import TaskError
+from propeller.proplet.policy import Policy
 from propeller.proplet.settings import PropletSettings
 from propeller.protocol.join_tokens import JoinToken
 
@@ -66,6 +69,51 @@ def test_with_data_of_its_own_it_knows_no_data_store(tmp_path: Path, monkeypatch
 def test_tags_of_the_machine_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROPLET_TAGS", "gpu")
     assert DEVICE.environment(tmp_path)["PROPLET_TAGS"] == "hospital,north,gpu"
+
+
+def test_a_native_interpreter_is_the_owners_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept with the identity, with a policy for the stack's own machine, unless the owner has one."""
+    assert JoinedDevice.told(
+        {"name": "x", "data": "/etc", "label": "y", "native_python": "/usr/bin/python3"}
+    ) == {"name": "x"}
+    monkeypatch.delenv("PROPLET_POLICY", raising=False)
+    assert settings_of(DEVICE, tmp_path, monkeypatch).native_python is None
+    own = replace(DEVICE, native_python="/opt/python")
+    found = settings_of(own, tmp_path, monkeypatch)
+    assert (found.native_python, found.policy) == (Path("/opt/python"), tmp_path / "native-policy.toml")
+    monkeypatch.setenv("PROPLET_POLICY", "/etc/policy.toml")
+    assert own.environment(tmp_path)["PROPLET_POLICY"] == "/etc/policy.toml"
+
+
+def test_joining_with_a_native_interpreter_writes_its_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PROPLET_")]:
+        monkeypatch.delenv(name)
+
+    class RunsError(Exception):
+        pass
+
+    def execv(*_arguments: object) -> None:
+        raise RunsError
+
+    monkeypatch.setattr("propeller.cli.join.keep_private", lambda: None)
+    monkeypatch.setattr("propeller.cli.join.os.execv", execv)
+    monkeypatch.setattr("propeller.cli.join.os.environ", dict(os.environ))
+    state = tmp_path / "state"
+    state.mkdir()
+    kept = replace(DEVICE, identity_url="https://127.0.0.1:9")
+    (state / DEVICE_FILE).write_text(json.dumps({"format": 1, **asdict(kept)}))
+    with pytest.raises(RunsError):
+        run_join(None, state, native_python=Path("/opt/python"))
+    assert json.loads((state / DEVICE_FILE).read_text())["native_python"] == "/opt/python"
+    policy = Policy.read(state / "native-policy.toml")
+    policy.check_native("127.0.0.1:5000/mine@sha256:1", "")
+    with pytest.raises(TaskError, match=r"native programs of ghcr\.io/u/x do not run here"):
+        policy.check_native("ghcr.io/u/x:v1", "")
+    with pytest.raises(RunsError):  # and again, without saying it
+        run_join(None, state)
+    assert json.loads((state / DEVICE_FILE).read_text())["native_python"] == "/opt/python"
 
 
 @pytest.mark.usefixtures("_same_umask")

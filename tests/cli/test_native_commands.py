@@ -111,3 +111,13 @@ def test_the_example_can_be_tried(tmp_path: Path) -> None:
     subprocess.run([sys.executable, copy / "digits.py"], check=True, capture_output=True)
     tried = run(copy, "try", "train.py")
     assert json.loads(tried.stdout)["metrics"]["accuracy"] > 0.8
+
+
+def test_a_simulation_refuses_it_and_says_where_it_runs(project: Path) -> None:
+    (project / "experiment.toml").write_text(
+        'name = "x"\nprogram = "train.py"\nrounds = 1\n[model]\nw = [0.0]\n[data]\nfiles = ["data.json"]\n'
+    )
+    said = run(project, "simulate", "experiment.toml", code=1).stderr
+    assert "program: train.py: a native program runs on devices alone, with their Python" in said.replace(
+        f"{project}/", ""
+    )

@@ -12,6 +12,7 @@ import pytest
 
 from propeller.sdk import Propeller
 from support import command_server
+from support.native_programs import compile_libraries
 from support.stack import Up, running_stack
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    compile_libraries()
     folder = tmp_path_factory.mktemp("native") / ".propeller"
     with running_stack(folder, "--native-python", sys.executable) as running:
         yield running

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from propeller.cli.template_data import TEMPLATES
 from propeller.fl.tensors import from_safetensors
 from propeller.fl.tensors.pytorch import from_pytorch
+from support.native_programs import compile_libraries
 from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(300)
-LEAST = {"mlp": 0.95, "cnn": 0.9, "text": 0.7, "tabular": 0.8}
+LEAST = {"mlp": 0.95, "cnn": 0.9, "text": 0.7, "tabular": 0.8, "native": 0.7}
 STATE_DICT = Path(__file__).parents[1] / "program" / "pytorch" / "net.pt"
 
 OF_PYTORCH = """
@@ -49,7 +51,10 @@ def fit(model, data, hyperparams, ctx):
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with running_stack(tmp_path_factory.mktemp("templates") / "state") as running:
+    compile_libraries()
+    with running_stack(
+        tmp_path_factory.mktemp("templates") / "state", "--native-python", sys.executable
+    ) as running:
         yield running
 
 

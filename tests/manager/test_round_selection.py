@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from propeller.protocol.programs import ProgramRequest, ResolvedProgram
+from propeller.protocol.requirements import Requirements
 from propeller.protocol.topics import Kind
 from support.manager import FakeCoordinator, RunningManager, open_manager
 from support.net import eventually, free_port
@@ -17,6 +18,7 @@ PINNED = f"ghcr.io/u/logreg@sha256:{'a' * 64}"
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("propeller.manager.round_selection.CHOOSE_AGAIN_S", 0.05)
+    monkeypatch.setattr("propeller.manager.program_pins.ASK_AGAIN_S", 0.1)
 
 
 @pytest.fixture
@@ -344,3 +346,62 @@ async def test_without_an_answer_of_the_proxy_the_tag_is_used(
     await begin(fleet, round_id="e.2", number=2, task_wasm_image=IMAGE)
     await eventually(lambda: len(fleet.mqtt.starts()) == 6)
     assert asked == []
+
+
+REQUIRED = Requirements(python=">=3.11", dependencies=["scikit-learn>=1.4"])
+
+
+def has(version: str) -> dict[str, Any]:
+    return {"version": "3.12.0", "distributions": {"scikit-learn": version}}
+
+
+@pytest.fixture
+async def native_fleet(fl_manager: RunningManager) -> RunningManager:
+    """Four devices, of which one has an old library, and one runs no native programs; the proxy knows what the program requires."""
+    for name in ("p1", "p2"):
+        await fl_manager.add_proplets(name, directed=True, name=name, native=has("1.5.0"))
+    await fl_manager.add_proplets("p3", directed=True, name="p3", native=has("1.3.2"))
+    await fl_manager.add_proplets("p4", directed=True, name="p4")
+
+    async def answer(_topic: str, payload: bytes) -> None:
+        request = ProgramRequest.decode(payload)
+        resolved = ResolvedProgram(
+            app_name=request.app_name, digest=f"sha256:{'b' * 64}", reference=PINNED, requirements=REQUIRED
+        )
+        topic = fl_manager.mqtt.channel.answers(str(request.proplet_id))
+        await fl_manager.mqtt.session.publish(topic, resolved.encode())
+
+    await fl_manager.mqtt.session.subscribe(asked_by_the_manager(fl_manager), answer)
+    return fl_manager
+
+
+LEFT_OUT = (
+    "alive, but without what the program requires: p3 (it lacks scikit-learn>=1.4 (it has 1.3.2)), "
+    "p4 (native programs are not switched on there (PROPLET_NATIVE_PYTHON))"
+)
+
+
+async def test_devices_that_lack_what_a_program_requires_are_left_out_with_the_reason(
+    native_fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await begin(native_fleet)
+    await eventually(lambda: len(native_fleet.mqtt.starts()) == 2)
+    proposal = coordinator.proposals[0]
+    assert sorted(proposal["participants"]) == ["p1", "p2"]
+    assert proposal["left_out"] == LEFT_OUT
+
+
+async def test_too_few_that_have_it_is_waited_for_and_then_a_failure_that_names_them(
+    native_fleet: RunningManager, coordinator: FakeCoordinator
+) -> None:
+    await begin(native_fleet, selection={"seed": 3, "count": 3}, timeout_s=1)
+    await eventually(lambda: coordinator.proposals and coordinator.proposals[-1].get("failure"))
+    assert coordinator.proposals[0]["waiting"] == f"3 devices needed, 2 there; there: p1, p2; {LEFT_OUT}"
+    assert coordinator.proposals[-1]["failure"] == coordinator.proposals[0]["waiting"]
+    before = len(coordinator.proposals)
+    await begin(native_fleet, round_id="e.2", selection={"seed": 3, "names": ["p1", "p3"]})
+    await eventually(lambda: len(coordinator.proposals) > before)
+    assert coordinator.proposals[-1]["waiting"] == f"2 devices needed, 1 there; there: p1; {LEFT_OUT}"
+    # One that gets the library is chosen as soon as it says so.
+    await native_fleet.mqtt.register("p3", directed=True, name="p3", native=has("1.4.0"))
+    await eventually(lambda: {one["proplet_id"] for one in native_fleet.mqtt.starts()} == {"p1", "p3"})

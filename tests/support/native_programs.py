@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,8 +30,15 @@ ENVIRONMENT = {
 
 @functools.cache
 def interpreter() -> Interpreter:
-    """The one that runs the tests, whose libraries have NumPy and scikit-learn."""
-    return Interpreter.find(Path(sys.executable))
+    """The one that runs the tests, which has NumPy and scikit-learn, or the one that ``PROPELLER_TEST_NATIVE_PYTHON`` names."""
+    return Interpreter.find(Path(os.environ.get("PROPELLER_TEST_NATIVE_PYTHON") or sys.executable))
+
+
+@functools.cache
+def compile_libraries() -> None:
+    """Have the bytecode of scikit-learn kept: what an installer does, unless it is told not to, and a confined task cannot."""
+    code = "import sklearn.linear_model, sklearn.metrics"
+    subprocess.run([interpreter().command, "-I", "-c", code], env={}, check=True)
 
 
 def training(body: str, before: str = "") -> str:
@@ -69,12 +77,16 @@ async def run_native(
 @contextlib.contextmanager
 def python_that_all_may_read() -> Iterator[Path]:
     """A copy of this Python with its NumPy, where every user can reach it: what a device's owner installs for a proplet that is root."""
-    folder = Path(tempfile.mkdtemp(prefix="propeller-python-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="pp-", dir="/tmp"))
     try:
         folder.chmod(0o755)
         base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
         (folder / "bin").mkdir(mode=0o755)
-        shutil.copy(Path(sys.executable).resolve(), folder / "bin" / "python")
+        program = Path(sys.executable).resolve().read_bytes()
+        # Where it has libpython beside it, its file names the folder of that: it is now this one.
+        there, here = f"{base}/lib\0".encode(), f"{folder}/lib\0".encode()
+        (folder / "bin" / "python").write_bytes(program.replace(there, here.ljust(len(there), b"\0")))
+        (folder / "bin" / "python").chmod(0o755)
         leave_out = shutil.ignore_patterns(
             "test", "tests", "idlelib", "site-packages", "__pycache__", "config-*"
         )

@@ -419,7 +419,7 @@ def doctor(
 def new(
     folder: Annotated[Path, typer.Argument(metavar="NAME", help="The folder to create.")],
     template: Annotated[
-        str, typer.Option("--template", metavar="KIND", help="linear, mlp, cnn, text or tabular.")
+        str, typer.Option("--template", metavar="KIND", help="linear, mlp, cnn, text, tabular or native.")
     ] = "linear",
 ) -> None:
     """Create a project: a training program in Python, an experiment, and a little data."""

@@ -139,5 +139,6 @@ TEMPLATES = {
     "cnn": Template("a convolutional network, on small pictures", "json", _pictures),
     "text": Template("a recurrent network that predicts the next character", "json", _sentences),
     "tabular": Template("a network for a table of CSV files", "csv", _patients),
+    "native": Template("scikit-learn on a table of CSV files, run by devices' own Python", "csv", _patients),
 }
 """The kinds of projects, by the name that ``propeller new --template`` takes; the first is the default."""

@@ -48,6 +48,8 @@ class ActiveExperiment:
         """What the registry said of the version that its next round starts from, or why it has none."""
         self.waits_for: str | None = None
         """What its open round waits for, as it was told last."""
+        self.left_out: str | None = None
+        """Which devices its rounds left out, as it was told last."""
         self.tried_at: float | None = None
         """When its last round was begun by this process, in Unix seconds."""
         self.aliases: dict[str, int] = {}

@@ -202,6 +202,19 @@ class ExperimentRunner:
             await self._store_step(found)
             active.waits_for = reason
 
+    async def note_left_out(self, record: RoundRecord, reason: str) -> None:
+        """Tell which devices were left out, unless that was told already."""
+        if record.experiment_id is None:
+            return
+        active = await self._active.get(record.experiment_id)
+        async with self._changing(active):
+            if active.left_out == reason:
+                return
+            found = Step.begin(active)
+            found.events.append(NewEvent("note", steady_time(), {**place_of(record), "reason": reason}))
+            await self._store_step(found)
+            active.left_out = reason
+
     async def gives_up(self, record: RoundRecord, chosen: ChosenParticipants) -> bool:
         """Whether a round can never be started as it is: then its experiment fails, which cancels the round."""
         if record.experiment_id is None:

@@ -52,6 +52,9 @@ class RoundObserver(Protocol):
     async def note_waiting(self, record: RoundRecord, reason: str) -> None:
         """A round's participants cannot be chosen yet, or its updates not be aggregated."""
 
+    async def note_left_out(self, record: RoundRecord, reason: str) -> None:
+        """Devices were left out of a round's choice."""
+
     async def gives_up(self, record: RoundRecord, chosen: ChosenParticipants) -> bool:
         """Whether a round can never be started as it is, however often it is tried; then the experiment is over."""
 

@@ -197,6 +197,8 @@ class Coordinator:
             event: Event = ParticipantsChosen(tuple(chosen.participants), chosen.surplus)
             if chosen.failure:
                 event = ChoiceFailed(chosen.failure)
+            if observer is not None and chosen.left_out:
+                await observer.note_left_out(active.record, chosen.left_out)
             async with active.lock:
                 before = active.record
                 await self._runner.apply(active, event, program=chosen.program, names=chosen.names)

@@ -75,6 +75,8 @@ def _specifier(python: str) -> SpecifierSet:
 
 
 def _holds(wanted: SpecifierSet, version: str) -> bool:
+    if not wanted:
+        return True
     try:
         return wanted.contains(Version(version), prereleases=True)
     except InvalidVersion:

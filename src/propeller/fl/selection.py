@@ -8,10 +8,11 @@ have the same name are sorted by id.
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from types import MappingProxyType
 
 from propeller.errors import UnavailableError, UnprocessableError
 from propeller.protocol.selection import RoundKind, SelectionPolicy
@@ -80,7 +81,12 @@ def natural_order(name: str) -> tuple[tuple[str, int, str], ...]:
 
 
 def select(
-    candidates: Iterable[Candidate], policy: SelectionPolicy, draw: Draw, *, resting: Sequence[str] = ()
+    candidates: Iterable[Candidate],
+    policy: SelectionPolicy,
+    draw: Draw,
+    *,
+    resting: Sequence[str] = (),
+    lacking: Mapping[str, str] = MappingProxyType({}),
 ) -> Chosen:
     """Choose the participants of a round.
 
@@ -94,6 +100,7 @@ def select(
         policy: of the choice.
         draw: which choice of the experiment this is.
         resting: names of devices that are alive and let no task begin now, to be told where too few are there.
+        lacking: by name, what devices that are alive lack of what the program requires; to be told likewise.
 
     Raises:
         NotEnoughError: too few fit the policy; the text says who is missing, and names near to those that are unknown.
@@ -109,7 +116,7 @@ def select(
     pool = [one for one in fitting if one.id not in busy]
     is_named_missing = policy.names is not None and _needs_all(policy) and _unknown_names(there, policy)
     if len(fitting) < needed or is_named_missing:
-        reason = _explain_too_few(there, fitting, policy, needed, resting)
+        reason = _explain_too_few(there, fitting, policy, needed, resting, lacking)
         raise NotEnoughError(reason, needed, len(fitting))
     if len(pool) < policy.min_chosen:
         reason = f"all {len(fitting)} devices that are there take part in another round of the experiment"
@@ -245,24 +252,33 @@ def _explain_too_few(
     policy: SelectionPolicy,
     needed: int,
     resting: Sequence[str],
+    lacking: Mapping[str, str],
 ) -> str:
     reasons = [f"{needed} device{'s' if needed != 1 else ''} needed, {len(pool)} there"]
-    reasons += _explain_names(there, policy)
+    reasons += _explain_names(there, policy, frozenset(lacking))
     reasons += _explain_tags(there, policy)
     if pool:
         reasons.append(_list([one.name for one in pool], "there"))
-    elif not there and not resting:
+    elif not there and not resting and not lacking:
         reasons.append("no device is alive")
     if resting:
         why = (
             "alive, but by PROPLET_POLICY (its hours, or a mistake that the log tells) no task begins now on"
         )
         reasons.append(_list(sorted(resting, key=natural_order), why))
+    if lacking:
+        reasons.append(explain_lacking(lacking))
     return "; ".join(reasons)
 
 
-def _explain_names(there: Sequence[Candidate], policy: SelectionPolicy) -> list[str]:
-    missing = _unknown_names(there, policy)
+def explain_lacking(lacking: Mapping[str, str]) -> str:
+    """Which devices are left out, as they lack what the program requires, and what that is."""
+    told = [f"{name} ({lacking[name]})" for name in sorted(lacking, key=natural_order)]
+    return _list(told, "alive, but without what the program requires")
+
+
+def _explain_names(there: Sequence[Candidate], policy: SelectionPolicy, lacking: frozenset[str]) -> list[str]:
+    missing = [name for name in _unknown_names(there, policy) if name not in lacking]
     reasons = []
     for name in missing[:MAX_LISTED]:
         near = nearest_names(name, sorted({one.name for one in there}))

@@ -8,11 +8,19 @@ or from the table of waiting rounds, or from the coordinator, and the same parti
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime, timedelta
 
 from propeller.errors import PropellerError, UnprocessableError
-from propeller.fl.selection import Candidate, Draw, NotEnoughError, explain_unknown_devices, select
+from propeller.fl.requirements import lacking
+from propeller.fl.selection import (
+    Candidate,
+    Draw,
+    NotEnoughError,
+    explain_lacking,
+    explain_unknown_devices,
+    select,
+)
 from propeller.fl.task_environment import task_environments
 from propeller.manager.coordinator_client import CoordinatorClient
 from propeller.manager.fleet import Fleet, PropletRecord
@@ -26,8 +34,10 @@ from propeller.process.background import BackgroundTasks
 from propeller.process.http import ServiceError
 from propeller.process.keyed_locks import KeyedLocks
 from propeller.process.logs import get_logger
+from propeller.protocol.requirements import NativePython, Requirements
 from propeller.protocol.rounds import ChosenParticipants, RoundStart, RoundStop
 from propeller.protocol.selection import SelectionPolicy
+from propeller.protocol.wire import MalformedMessageError
 
 log = get_logger("manager")
 
@@ -151,9 +161,16 @@ class RoundSelector:
         resting = [proplet.name for proplet in alive if _rests(proplet)]
         candidates = [_candidate(proplet) for proplet in alive if not _rests(proplet)]
         draw = Draw(start.number, start.attempt, start.mode)
+        left_out = None
         try:
             chosen = select(candidates, start.selection, draw, resting=resting)
             program = await self._pins.pin(start.task_wasm_image)
+            unable = {} if program.requirements is None else _lacking(program.requirements, alive)
+            if unable:
+                able = [one for one in candidates if one.id not in unable]
+                named = {one.name: unable[one.id] for one in candidates if one.id in unable}
+                chosen = select(able, start.selection, draw, resting=resting, lacking=named)
+                left_out = explain_lacking(named)
         except NotEnoughError as error:
             return (
                 ChosenParticipants(failure=str(error)) if is_last else ChosenParticipants(waiting=str(error))
@@ -171,6 +188,7 @@ class RoundSelector:
             program=program.reference,
             functions=program.functions,
             names={id_: known[id_] for id_ in chosen.ids},
+            left_out=left_out,
         )
 
     def _explain_unknown(self, start: RoundStart, *, is_last: bool) -> ChosenParticipants | None:
@@ -190,6 +208,20 @@ class RoundSelector:
 def _rests(proplet: PropletRecord) -> bool:
     """Whether its own policy lets no task begin now."""
     return bool((proplet.metadata or {}).get("resting"))
+
+
+def _lacking(required: Requirements, proplets: Iterable[PropletRecord]) -> dict[str, str]:
+    """What proplets lack of what a native program requires, by their ids."""
+    found = {}
+    for proplet in proplets:
+        told = (proplet.metadata or {}).get("native")
+        try:
+            device = None if told is None else NativePython.decode(told)
+        except MalformedMessageError:
+            device = None
+        if missing := lacking(required, device):
+            found[proplet.id] = missing
+    return found
 
 
 def _candidate(proplet: PropletRecord) -> Candidate:

@@ -68,7 +68,7 @@ class Manager:
             proplets = [one for one in proplets if one.is_alive(moment) == (status == "active")]
         loads = await self.tasks.count_active()
         page = proplets[offset : offset + limit]
-        return len(proplets), [self._proplet_json(proplet, loads) for proplet in page]
+        return len(proplets), [_in_a_list(self._proplet_json(proplet, loads)) for proplet in page]
 
     def proplet(self, proplet_id: str) -> PropletRecord:
         """A proplet.
@@ -145,6 +145,15 @@ class Manager:
             "namespace": proplet.namespace,
             "metadata": metadata,
         }
+
+
+def _in_a_list(proplet: dict[str, Any]) -> dict[str, Any]:
+    """A proplet object without the distributions of its native interpreter, which may be a thousand."""
+    native = proplet["metadata"].get("native")
+    if native is None:
+        return proplet
+    shown = {name: value for name, value in native.items() if name != "distributions"}
+    return {**proplet, "metadata": {**proplet["metadata"], "native": shown}}
 
 
 def _identity(settings: ManagerSettings) -> ServiceClient | None:

@@ -32,13 +32,19 @@ import json, sys
 from importlib import metadata
 import importlib.util
 found = {}
+loaded = set()
+try:
+    with open("/proc/self/maps") as maps:
+        loaded = {line.split(None, 5)[5].strip() for line in maps if ".so" in line}
+except OSError:
+    pass
 for one in metadata.distributions():
     name = one.metadata["Name"]
     if name and name not in found:
         found[name] = one.version or ""
 print(json.dumps({
     "version": list(sys.version_info[:3]), "prefixes": [sys.prefix, sys.base_prefix], "path": sys.path,
-    "distributions": found, "numpy": importlib.util.find_spec("numpy") is not None,
+    "loaded": sorted(loaded), "distributions": found, "numpy": importlib.util.find_spec("numpy") is not None,
 }))
 """
 
@@ -120,7 +126,7 @@ class Interpreter:
                     "its own (python -m venv), or put PROPLET_STATE elsewhere"
                 )
         readable = [*libraries, *(one for one in _SYSTEM if os.path.exists(one))]  # noqa: PTH110
-        needed = [str(command.resolve()), *libraries]
+        needed = [str(command.resolve()), *libraries, *told["loaded"]]
         return cls(
             command.absolute(),
             NativePython(

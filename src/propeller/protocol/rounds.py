@@ -431,6 +431,7 @@ class ChosenParticipants(Message):
         program: the reference by digest of what ``task_wasm_image`` names, if that could be found out.
         names: of the participants, by their ids: the coordinator knows no devices, and tells of them as people call them.
         functions: those that the program's artifact says it has, if it says so.
+        left_out: which devices were left out, as they lack what the program requires, if there are such.
     """
 
     participants: Annotated[list[Id], Field(max_length=10_000), AfterValidator(require_unique)] = Field(
@@ -443,6 +444,7 @@ class ChosenParticipants(Message):
     names: DeviceNames | None = None
     functions: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=100)] | None = None
     final: bool | None = None
+    left_out: Annotated[str, AfterValidator(_truncated)] | None = None
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:

@@ -11,6 +11,7 @@ from typing import Self
 
 from propeller.digests import digest_of
 from propeller.errors import InvalidError, StartError
+from propeller.program.native_program import NATIVE_ENDING
 from propeller.sdk.programs import program_file as find_file
 from propeller.simulation.workers import WorkerProgram
 from propeller.wasm.layers import runtime_of
@@ -114,14 +115,14 @@ def program_file(program: str | Path, folder: Path, field: str = "program") -> P
         )
     if file.suffix != ".py":
         return file
-    from propeller.wasm.build import build  # what only programs in Python need
+    from propeller.native.build import build_program  # what only programs in Python need
 
-    return build(file, folder / f"{file.stem}.wasm").path
+    return build_program(file, folder / f"{file.stem}.wasm").path
 
 
 def _is_reference(program: str) -> bool:
     """Whether a text that is no file here means a program in a registry, and not a file that is missing."""
-    if program.endswith((".wasm", ".py")) or program.startswith((".", "/", "~")):
+    if program.endswith((".wasm", ".py", NATIVE_ENDING)) or program.startswith((".", "/", "~")):
         return False
     first, slash, _path = program.partition("/")
     names_registry = bool(slash) and (first == "localhost" or "." in first or ":" in first)

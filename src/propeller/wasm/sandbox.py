@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from propeller.digests import digest_of
 from propeller.process.logs import get_logger
+from propeller.program.native_program import is_native
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, OnCompiled, write_task
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
@@ -64,6 +65,8 @@ NOT_SWITCHED_ON = (
     "native programs are not switched on on this device: its owner sets PROPLET_NATIVE_PYTHON to an interpreter, and names in "
     "[native] of PROPLET_POLICY whose programs it runs"
 )
+
+ON_DEVICES_ALONE = "a native program runs on devices alone, with their Python: on a stack (propeller up --native-python PYTHON), or here with propeller try"
 
 _PROGRAMS = "programs"
 _CACHE_BYTES = 1024 * MIB
@@ -222,6 +225,8 @@ class Sandbox:
         Raises:
             ProgramError: it is not what its digest says, not valid Wasm, or over a limit; or the sandbox failed.
         """
+        if is_native(wasm):
+            raise ProgramError(ON_DEVICES_ALONE)
         try:
             await self._compiler.add(digest, wasm, limits)
         except SandboxError as error:
@@ -250,9 +255,7 @@ class Sandbox:
 
     async def _prepare(self, digest: str, limits: Limits) -> tuple[CachedProgram, float]:
         if self._cache.is_native(digest):
-            raise ProgramError(
-                "a native program is not compiled: only a device that runs native programs runs it"
-            )
+            raise ProgramError(ON_DEVICES_ALONE)
         try:
             return await self._compiler.prepare(digest, limits)
         except SandboxError as error:

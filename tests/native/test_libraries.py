@@ -1,0 +1,83 @@
+"""The libraries that native programs are for, each in the sandbox: it is imported there, computes with its threads, and gives back what it has.
+
+scikit-learn is one of the tests' own dependencies. PyTorch, XGBoost and JAX take hundreds of megabytes, so continuous integration has none of them: a
+test of one of these is made only where the interpreter has it. To run all: ``PROPELLER_TEST_NATIVE_PYTHON=/path/to/python``, one that has them.
+"""
+
+import json
+
+import pytest
+
+from propeller.wasm.program_run import MIB, Limits
+from propeller.wasm.sandbox import Sandbox
+from support.native_programs import interpreter, run_native, training
+
+SCIKIT_LEARN = """
+import numpy as np
+from sklearn.linear_model import LinearRegression
+x = np.random.default_rng(0).normal(size=(200, 2))
+made = LinearRegression(n_jobs=2).fit(x, x @ [2.0, -1.0])
+return Update({"w": made.coef_}, 200)
+"""
+
+PYTORCH = """
+import torch
+torch.manual_seed(0)
+x = torch.randn(200, 2)
+y = x @ torch.tensor([2.0, -1.0])
+w = torch.tensor(model["w"], dtype=torch.float32, requires_grad=True)
+optimizer = torch.optim.SGD([w], lr=0.2)
+for _ in range(200):
+    optimizer.zero_grad()
+    loss = torch.nn.functional.mse_loss(x @ w, y)
+    loss.backward()
+    w.grad = ctx.correct({"w": w.grad}, {"w": w})["w"]
+    optimizer.step()
+return Update({"w": w}, 200, {"loss": loss})
+"""
+
+XGBOOST = """
+import numpy as np
+import xgboost
+x = np.random.default_rng(0).normal(size=(2000, 2))
+made = xgboost.train({"max_depth": 5, "nthread": 2, "eta": 0.5}, xgboost.DMatrix(x, x @ [2.0, -1.0]), num_boost_round=60)
+at = xgboost.DMatrix(np.array([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]]))
+first, second, zero = made.predict(at)
+return Update({"w": 2 * np.array([first - zero, second - zero])}, 2000)
+"""
+
+JAX = """
+import jax
+x = jax.random.normal(jax.random.key(0), (200, 2))
+y = x @ jax.numpy.array([2.0, -1.0])
+slope = jax.jit(jax.grad(lambda w: ((x @ w - y) ** 2).mean()))
+w = jax.numpy.array(model["w"], dtype="float32")
+for _ in range(100):
+    w = w - 0.2 * slope(w)
+return Update({"w": w}, 200)
+"""
+
+SCRIPTS = {
+    "scikit-learn": SCIKIT_LEARN,
+    "torch": PYTORCH,
+    "xgboost": XGBOOST,
+    "xgboost-cpu": XGBOOST,
+    "jax": JAX,
+}
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("library", [name for name in SCRIPTS if name in interpreter().python.distributions])
+async def test_it_finds_the_line_through_its_data(sandbox: Sandbox, library: str) -> None:
+    said: list[str] = []
+    outcome = await run_native(
+        sandbox,
+        training(SCRIPTS[library]),
+        dependencies=(library,),
+        limits=Limits(wall_time_s=150, memory_bytes=1024 * MIB),
+        env={"FL_STRATEGY": '{"name": "fedprox", "mu": 0.0}'},
+        on_stderr=said.append,
+    )
+    assert outcome.error is None, (outcome, said)
+    assert json.loads(outcome.stdout)["update"]["w"] == pytest.approx([2, -1], abs=0.2)
+    assert outcome.metrics["memory_peak_bytes"] < 1024 * MIB
