@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.program.native_program import NativeProgram
+from propeller.native_program import NativeProgram
 from support import command_server
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "scikit_learn"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.program.native_program import (
+from propeller.native_program import (
     HEAD,
     NativeProgram,
     NativeProgramError,

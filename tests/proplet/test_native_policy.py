@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from propeller.native_program import NativeProgram
 from propeller.oci.client import RegistryClient
 from propeller.oci.manifest import NATIVE, REQUIREMENTS
 from propeller.oci.reference import Reference
 from propeller.oci.signing import SigningKey
 from propeller.process.settings import SettingsError
-from propeller.program.native_program import NativeProgram
 from propeller.proplet.policy import Policy, PolicyError, write_native_policy
 from propeller.proplet.settings import PropletSettings
 from propeller.protocol.topics import Kind

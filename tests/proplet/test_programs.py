@@ -11,7 +11,7 @@ import pytest
 
 from propeller.mqtt.address import BrokerAddress
 from propeller.mqtt.session import Credentials, Session
-from propeller.program.native_program import is_native
+from propeller.native_program import is_native
 from propeller.proplet import programs as module
 from propeller.proplet.errors import TaskError
 from propeller.proplet.policy import PolicyFile

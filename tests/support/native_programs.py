@@ -13,7 +13,7 @@ from pathlib import Path
 
 from propeller.digests import digest_of
 from propeller.native.interpreter import Interpreter
-from propeller.program.native_program import NativeProgram
+from propeller.native_program import NativeProgram
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.sandbox import OnStderr, Sandbox
 

@@ -14,13 +14,13 @@ from propeller.cli.connection import Target, read_password
 from propeller.cli.prefetch import prefetch_program
 from propeller.cli.terminal import Terminal
 from propeller.errors import PropellerError, StartError
+from propeller.native_program import NATIVE_ENDING, is_native
 from propeller.oci.client import Artifact, RegistryClient
 from propeller.oci.credentials import Login, logins_for
 from propeller.oci.manifest import HEAD_BYTES, artifact_type
 from propeller.oci.reference import DefaultRegistry, Reference, Registry
 from propeller.oci.signatures import Signature
 from propeller.process.files import write_durably
-from propeller.program.native_program import NATIVE_ENDING, is_native
 from propeller.protocol.programs import WASM_MAGIC
 from propeller.sdk.programs import runtime_for
 from propeller.wasm.capabilities import capabilities_of, told

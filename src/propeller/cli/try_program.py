@@ -30,9 +30,9 @@ from propeller.fl.tensors import (
 )
 from propeller.native.build import metadata_of, native_program
 from propeller.native.interpreter import Interpreter
+from propeller.native_program import is_native
 from propeller.process import parent_death
 from propeller.process.control_characters import escape_controls, escape_line
-from propeller.program.native_program import is_native
 from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import split_dataset
 from propeller.proplet.updates import parse_program_output

@@ -5,8 +5,8 @@ from pathlib import Path
 from propeller.digests import digest_of
 from propeller.errors import InvalidError
 from propeller.fl.requirements import check_requirements
+from propeller.native_program import NATIVE_ENDING, NativeProgram, NativeProgramError, ScriptMetadata
 from propeller.process.files import write_durably
-from propeller.program.native_program import NATIVE_ENDING, NativeProgram, NativeProgramError, ScriptMetadata
 from propeller.protocol.requirements import Requirements
 from propeller.wasm.build import BuildError, BuildResult, build
 from propeller.wasm.build.sources import collect_sources, functions_in

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from propeller.errors import StartError
 from propeller.fl.requirements import lacking
-from propeller.program.native_program import NativeProgram, NativeProgramError
+from propeller.native_program import NativeProgram, NativeProgramError
 from propeller.protocol.requirements import MAX_DISTRIBUTIONS, NativePython, Requirements
 from propeller.wasm.messages import ExecTask
 from propeller.wasm.program_run import ProgramError, ProgramRun

@@ -17,6 +17,7 @@ import httpx
 
 from propeller.digests import digest_of, is_digest
 from propeller.functions import SECTION, functions_of
+from propeller.native_program import NativeProgram, is_native
 from propeller.oci import manifest
 from propeller.oci.allowed import AllowedRegistries
 from propeller.oci.authorization import Authorizer, Purpose, Scope
@@ -40,7 +41,6 @@ from propeller.oci.signatures import (
     signature_of,
     signature_tag,
 )
-from propeller.program.native_program import NativeProgram, is_native
 from propeller.protocol.programs import WASM_MAGIC
 from propeller.protocol.wire import read_count
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from propeller.digests import digest_of, is_digest
+from propeller.native_program import HEAD
 from propeller.oci.errors import UnsupportedArtifactError
-from propeller.program.native_program import HEAD
 from propeller.protocol.programs import WASM_MAGIC
 
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from propeller.native_program import NativeProgramError, ScriptMetadata
 from propeller.program import command
-from propeller.program.native_program import NativeProgramError, ScriptMetadata
 from propeller.tensors import session
 
 AVAILABLE_MODULES = (

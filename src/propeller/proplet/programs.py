@@ -13,9 +13,9 @@ from cachetools import LRUCache
 
 from propeller.digests import digest_of
 from propeller.mqtt.session import Handler, NotConnectedError, Session, SubscriptionRefusedError
+from propeller.native_program import is_native
 from propeller.process.logs import get_logger
 from propeller.process.single_flight import SingleFlight
-from propeller.program.native_program import is_native
 from propeller.proplet.assembly import Assembly
 from propeller.proplet.errors import AssemblyError, ChunkError, TaskError
 from propeller.proplet.policy import Policy, PolicyFile

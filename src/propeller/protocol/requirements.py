@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from propeller.program.native_program import MAX_DEPENDENCIES, MAX_REQUIREMENT_CHARACTERS
+from propeller.native_program import MAX_DEPENDENCIES, MAX_REQUIREMENT_CHARACTERS
 from propeller.protocol.wire import Message
 
 MAX_DISTRIBUTIONS = 1000

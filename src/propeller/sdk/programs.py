@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from propeller.data import included_program
 from propeller.errors import InvalidError, StartError
-from propeller.program.native_program import NATIVE_ENDING, is_native
+from propeller.native_program import NATIVE_ENDING, is_native
 from propeller.protocol.experiments import default_name
 from propeller.wasm.layers import runtime_of
 from propeller.wasm.runtimes import runtime_file, runtimes_folder

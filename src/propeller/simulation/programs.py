@@ -11,7 +11,7 @@ from typing import Self
 
 from propeller.digests import digest_of
 from propeller.errors import InvalidError, StartError
-from propeller.program.native_program import NATIVE_ENDING
+from propeller.native_program import NATIVE_ENDING
 from propeller.sdk.programs import program_file as find_file
 from propeller.simulation.workers import WorkerProgram
 from propeller.wasm.layers import runtime_of

@@ -6,7 +6,7 @@ What it imports it may use, and need not; what it does not import it cannot use.
 from collections.abc import Iterable
 from enum import StrEnum
 
-from propeller.program.native_program import is_native
+from propeller.native_program import is_native
 from propeller.wasm.sections import HEADER_BYTES, read_name, read_number, read_sections
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from propeller.digests import digest_of, is_digest
+from propeller.native_program import NativeProgram, NativeProgramError, is_native
 from propeller.process.file_lock import FileLock, LockedError
 from propeller.process.files import remove_left_over, trim_folder, write_durably
-from propeller.program.native_program import NativeProgram, NativeProgramError, is_native
 from propeller.wasm.folder_contents import link_or_copy
 from propeller.wasm.layers import HEAD_BYTES, Layer, names_runtime, read_layer
 from propeller.wasm.program_run import ProgramError

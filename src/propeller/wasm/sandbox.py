@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from propeller.digests import digest_of
+from propeller.native_program import is_native
 from propeller.process.logs import get_logger
-from propeller.program.native_program import is_native
 from propeller.wasm import folder_contents
 from propeller.wasm.compiler import Compiler, OnCompiled, write_task
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
