@@ -14,6 +14,7 @@ from propeller.tensors.array import Array
 from propeller.tensors.attention import scaled_dot_product_attention
 from propeller.tensors.functions import tanh, zeros
 from propeller.tensors.gathering import embedding
+from propeller.tensors.scan import scan
 from propeller.tensors.shapes import TensorError
 
 
@@ -51,10 +52,10 @@ class _Recurrent(Module):
         self._hidden, self._layers = hidden, layers
 
     def _inputs(self, x: Array, layer: int) -> Array:
-        """What the inputs give to the gates, of all steps at once."""
+        """What the inputs give to the gates, of all steps at once: [steps, n, gates]."""
         if x.ndim != 3:
             raise TensorError(f"{type(self).__name__} takes [n, steps, features], got {list(x.shape)}")
-        result: Array = x @ self[f"weight_ih_l{layer}"].T + self[f"bias_ih_l{layer}"]
+        result: Array = x.transpose(1, 0, 2) @ self[f"weight_ih_l{layer}"].T + self[f"bias_ih_l{layer}"]
         return result
 
     def _gate(self, gates: Array, number: int) -> Array:
@@ -81,22 +82,20 @@ class LSTM(_Recurrent):
         hidden, cells = state if state is not None else (None, None)
         last_hidden, last_cells = [], []
         for layer in range(self._layers):
-            inputs, weight, bias = (
-                self._inputs(x, layer),
-                self[f"weight_hh_l{layer}"].T,
-                self[f"bias_hh_l{layer}"],
-            )
-            h, c, outputs = self._first(hidden, layer, x), self._first(cells, layer, x), []
-            for at in range(x.shape[1]):
-                gates = inputs[:, at] + h @ weight + bias
-                kept, added = (
-                    sigmoid(self._gate(gates, 1)) * c,
-                    sigmoid(self._gate(gates, 0)) * tanh(self._gate(gates, 2)),
-                )
-                c = kept + added
-                h = sigmoid(self._gate(gates, 3)) * tanh(c)
-                outputs.append(h)
-            x = stack(outputs, 1)
+            weight, bias = self[f"weight_hh_l{layer}"].T, self[f"bias_hh_l{layer}"]
+
+            def step(
+                carry: tuple[Array, Array], given: Array, weight: Array = weight, bias: Array = bias
+            ) -> tuple[tuple[Array, Array], Array]:
+                gates = given + carry[0] @ weight + bias
+                kept, added = sigmoid(self._gate(gates, 1)), sigmoid(self._gate(gates, 0))
+                cell = kept * carry[1] + added * tanh(self._gate(gates, 2))
+                output = sigmoid(self._gate(gates, 3)) * tanh(cell)
+                return (output, cell), output
+
+            first = self._first(hidden, layer, x), self._first(cells, layer, x)
+            (h, c), outputs = scan(step, first, self._inputs(x, layer))
+            x = outputs.transpose(1, 0, 2)
             last_hidden.append(h)
             last_cells.append(c)
         return x, (stack(last_hidden), stack(last_cells))
@@ -116,20 +115,20 @@ class GRU(_Recurrent):
         """
         last = []
         for layer in range(self._layers):
-            inputs, weight, bias = (
-                self._inputs(x, layer),
-                self[f"weight_hh_l{layer}"].T,
-                self[f"bias_hh_l{layer}"],
-            )
-            h, outputs = self._first(state, layer, x), []
-            for at in range(x.shape[1]):
-                given, own = inputs[:, at], h @ weight + bias
+            weight, bias = self[f"weight_hh_l{layer}"].T, self[f"bias_hh_l{layer}"]
+
+            def step(
+                h: Array, given: Array, weight: Array = weight, bias: Array = bias
+            ) -> tuple[Array, Array]:
+                own = h @ weight + bias
                 reset = sigmoid(self._gate(given, 0) + self._gate(own, 0))
                 kept = sigmoid(self._gate(given, 1) + self._gate(own, 1))
                 new = tanh(self._gate(given, 2) + reset * self._gate(own, 2))
-                h = new + kept * (h - new)
-                outputs.append(h)
-            x = stack(outputs, 1)
+                output = new + kept * (h - new)
+                return output, output
+
+            h, outputs = scan(step, self._first(state, layer, x), self._inputs(x, layer))
+            x = outputs.transpose(1, 0, 2)
             last.append(h)
         return x, stack(last)
 
