@@ -166,7 +166,8 @@ def test_models_and_data_from_files(file: Path) -> None:
         ("absent.json", "No such file"),
         ("d.safetensors", "d.safetensors: "),
         ("d.npz", r"d\.npz: not an \.npz"),
-        ("d.pt", r"a model is a \.safetensors, \.npz or \.json file"),
+        ("d.pt", r"d\.pt: not a state_dict as torch.save writes it"),
+        ("d.pkl", r"a model is a \.safetensors, \.npz, \.json or \.pt file, or a script"),
     ):
         if name.startswith("d."):
             (folder / name).write_bytes(b"\xff")
