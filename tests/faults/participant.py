@@ -20,7 +20,7 @@ from propeller.protocol.task import TaskResult
 from propeller.protocol.topics import Channel, Kind
 from support.net import eventually
 
-NAME = "zz-poison"
+NAME = "proplet-poison"
 """It sorts behind the honest ones, which so have the places in a round that they always have."""
 
 TASKS = 8
@@ -101,7 +101,7 @@ class _Participant:
             AssertionError: an update was accepted.
         """
         async with asyncio.timeout(_JOINS_S):
-            device = await join(self._stack, f"proplet-poison-{self._rng.randrange(10**9)}")
+            device = await join(self._stack, f"{NAME}-{self._rng.randrange(10**9)}")
         self._id, self._key = device["id"], device["key"]
         async with connected(self._stack, device) as (session, channel):
             await session.subscribe(channel.start(self._id), self._take)
@@ -151,7 +151,7 @@ class _Participant:
 
     async def _is_known(self) -> bool:
         answer = await self._stack.ask("manager", f"/proplets/{self._id}")
-        return answer is not None and answer.is_success and answer.json()["name"] == NAME
+        return answer is not None and answer.is_success and answer.json()["name"].startswith(NAME)
 
     async def _answer(self, session: Session, channel: Channel, start: dict[str, Any]) -> None:
         """Send a poisonous update for a task, and end it as a device does whose update was refused."""
