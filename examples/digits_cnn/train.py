@@ -1,4 +1,4 @@
-"""A convolutional network for scikit-learn's digits: 8x8 pixels of 0 to 16."""
+"""A convolutional network for scikit-learn's digits: 8x8 pixels of 0 to 1."""
 
 from propeller.program import Evaluation, Update, batches, evaluate, initial_model, nn, optim, train
 from propeller.program import tensors as pt
@@ -14,7 +14,7 @@ class Net(nn.Module):
         self.fc2 = nn.Linear(64, 10)
 
     def forward(self, x):
-        x = (x / 16.0).reshape(len(x), 1, 8, 8)
+        x = x.reshape(len(x), 1, 8, 8)
         x = pt.max_pool2d(pt.relu(self.norm1(self.conv1(x))), 2)
         x = pt.max_pool2d(pt.relu(self.conv2(x)), 2)
         return self.fc2(self.drop(pt.relu(self.fc1(x.reshape(len(x), -1)))))

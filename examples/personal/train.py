@@ -27,7 +27,7 @@ def first(hyperparams):
 
 @pt.jit
 def measure(model, x, y):
-    scores = net.apply(model, x / 16.0)
+    scores = net.apply(model, x)
     return loss(scores, y), (scores.argmax(axis=1) == y).mean()
 
 
@@ -37,7 +37,7 @@ def fit(model, data, hyperparams, ctx):
     state = optimizer.init(model)
     for _ in range(hyperparams.get("epochs", 1)):
         for x, y in batches(data, hyperparams.get("batch_size", 16), source):
-            value = step(model, state, x / 16.0, y, source.key(), ctx.correct, lr)
+            value = step(model, state, x, y, source.key(), ctx.correct, lr)
             steps += 1
     return Update(model, num_samples=len(data), metrics={"loss": value}, steps=steps, lr=lr)
 

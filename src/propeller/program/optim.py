@@ -215,7 +215,7 @@ def _kept(model: Mapping[str, Any], kind: str) -> dict[str, Array]:
     return {
         f"{kind}.{name}": zeros_like(each)
         for name, each in model.items()
-        if isinstance(each, Array) and each.dtype.startswith("float")
+        if isinstance(each, Array) and each.dtype in {"float32", "float64"}
     }
 
 
