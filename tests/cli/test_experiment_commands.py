@@ -133,7 +133,7 @@ def test_a_failed_experiment_is_an_error_with_the_reason(
 def test_strategies_are_listed_and_one_is_shown(stack: FakeStack, state: tuple[str, str]) -> None:
     header, fedavg, broken = propeller("strategies", *state).stdout.splitlines()
     assert header.split() == ["strategy", "mode", "parameters", "what"]
-    assert fedavg.split()[:5] == ["fedavg", "sync", "async", "weighting,", "personal"]
+    assert fedavg.split()[:6] == ["fedavg", "sync", "async", "weighting,", "trained,", "personal"]
     assert broken.split() == ["broken", "cannot", "be", "loaded"]
     shown = propeller("strategies", "qfedavg", *state).stdout
     assert "mode      sync" in shown

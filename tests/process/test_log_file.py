@@ -30,8 +30,12 @@ def test_what_was_there_counts_and_a_line_longer_than_a_file_is_whole(tmp_path: 
     file.write_text("before\n")
     file.chmod(0o640)
     log = LogFile(file, max_bytes=10)
-    log.write("é" * 50 + "\n")
-    log.write("after\n")
+    before = os.umask(0o077)  # a service's
+    try:
+        log.write("é" * 50 + "\n")
+        log.write("after\n")
+    finally:
+        os.umask(before)
     assert texts(file) == ["after\n", "é" * 50 + "\n", "before\n"]
     assert file.stat().st_mode & 0o777 == 0o640
 

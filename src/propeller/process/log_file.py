@@ -78,6 +78,9 @@ class LogFile(io.TextIOBase):
                 with contextlib.suppress(FileNotFoundError):
                     newer.replace(older)
         fresh = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, stat.S_IMODE(full.st_mode))
+        os.fchmod(
+            fresh, stat.S_IMODE(full.st_mode)
+        )  # a service's umask would take from it what its owner gave to others
         try:
             for output in _OUTPUTS:
                 with contextlib.suppress(OSError):
