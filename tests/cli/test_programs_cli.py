@@ -563,17 +563,21 @@ def test_files_that_begin_with_a_byte_order_mark_are_read(project: Path) -> None
 def test_the_devices_memory_holds_in_a_trial_too(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A program of 3 MiB is refused where the owner gives 2 MiB, which the remedy names, and runs where 4 are given."""
+    """A program of 6 MiB is refused where the owner gives 5 MiB, which the remedy names, and runs where 16 are given.
+
+    It takes 3 MiB first: more than half of the limit, so that the failure that follows is known to be one of memory.
+    """
     program = tmp_path / "grows.wasm"
     program.write_bytes(
         wasmtime.wat2wasm(
             '(module (memory (export "memory") 1) (func (export "_start")'
-            " (if (i32.lt_s (memory.grow (i32.const 47)) (i32.const 0)) (then unreachable))))"
+            " (drop (memory.grow (i32.const 47)))"
+            " (if (i32.lt_s (memory.grow (i32.const 48)) (i32.const 0)) (then unreachable))))"
         )
     )
     given = TrialInputs(project / "model.json", project / "data" / "1.json", None, "train")
     (project / "model.json").write_text('{"w": [0, 0], "b": 0}')
-    for memory, is_refused in ((2 << 20, True), (4 << 20, False)):
+    for memory, is_refused in ((5 << 20, True), (16 << 20, False)):
         monkeypatch.setenv("PROPLET_TASK_MEMORY", str(memory))
         assert run_try(program, given) == 1  # it gives no update either way
         told = capfd.readouterr().err
