@@ -1,7 +1,9 @@
-"""The operations on windows in NumPy: a convolution is a matrix product with the windows' elements in columns.
+"""The operations on windows in NumPy: a convolution is a sum of matrix products, one for each row of its kernel.
 
-Chellapilla, Puri and Simard, High Performance Convolutional Neural Networks for Document Processing, 2006. The columns of a few samples at a time, so
-that they stay in the processor's cache and take no more than ``_COLUMN_BYTES``, whatever the batch is.
+To put all elements of all windows into columns of one matrix (Chellapilla, Puri and Simard, High Performance Convolutional Neural Networks for Document
+Processing, 2006) writes each input as often as a window has elements. Here they are put side by side along all spatial axes but the first, so each is written as often as a row
+of the kernel has elements; which rows of the input a row of the kernel meets is then a stretch of that memory, which the library of matrix products reads where it is.
+It is done for a few samples at a time, so that what they take stays in the processor's cache, whatever the batch is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,22 +15,41 @@ from propeller.tensors.operations import Kernel, KernelFactory
 from propeller.tensors.operations.windows import Windows, conv_windows, pool_windows
 from propeller.tensors.shapes import Spec, elements
 
-_COLUMN_BYTES = 2 << 20
-"""What the columns take at one time; those of one sample, if these are more."""
+_STRETCH_BYTES = 1 << 20
+"""What the stretches of a few samples take at one time; those of one sample, if these are more."""
 
 
-class _Columns:
-    """The elements of all windows of a few samples, as ``[samples, groups, window elements of the channels of a group, windows]``."""
+class _Stretches:
+    """The input of a convolution so that each row of the kernel meets one stretch of it.
+
+    It is ``[samples, groups, channels of a group x elements of a kernel's row, rows x places in a row]``, a *row* being all spatial axes but the first. With
+    a stride along the first, rows that are one stride apart are beside each other.
+    """
 
     def __init__(self, windows: Windows, channels: int, groups: int, dtype: Any) -> None:
+        windows = _with_rows(windows)
         self.windows, self.channels, self.groups, self.dtype = windows, channels, groups, dtype
-        self.counts = windows.counts
-        self.taps = list(windows.taps())
-        self.rows = channels // groups * len(self.taps)
-        # A window of one element that moves by one: the input is its own columns.
+        self.stride, gap = windows.strides[0], windows.dilation[0]
+        self.taps = [tap[1:] for tap in windows.taps()][: elements(windows.window[1:])]
+        self.places = elements(windows.counts[1:])
+        self.wide = channels // groups * len(self.taps)
+        starts = [number * gap for number in range(windows.window[0])]
+        self.phases = sorted({start % self.stride for start in starts})
+        high = windows.sizes[0] + sum(windows.padding[0])
+        self.rows = -(-high // self.stride)
+        """Rows of a phase, of which the last may not be there."""
+        self.high = high
+        self.length = windows.counts[0] * self.places
+        begins = [
+            (self.phases.index(start % self.stride) * self.rows + start // self.stride) * self.places
+            for start in starts
+        ]
+        self.stretches = [slice(begin, begin + self.length) for begin in begins]
+        """For each row of the kernel what it meets."""
         self.is_input = len(self.taps) == 1 and set(windows.strides) == {1} and not windows.is_padded
-        size = channels * len(self.taps) * elements(self.counts) * dtype.itemsize
-        self.samples = max(1, _COLUMN_BYTES // max(size, 1))
+        """The input lies so already: rows of one element, that move by one."""
+        size = channels * len(self.taps) * len(self.phases) * self.rows * self.places * dtype.itemsize
+        self.samples = max(1, _STRETCH_BYTES // max(size, 1))
         """How many samples there are at one time."""
 
     def parts(self, count: int) -> Iterator[slice]:
@@ -41,37 +62,75 @@ class _Columns:
         return array.reshape(count, self.groups, channels // self.groups, elements(array.shape[2:]))
 
     def memory(self, count: int) -> Any:
-        """For the columns of each turn: memory that is new in each turn costs more than to fill it."""
+        """For each turn: memory that is new in each turn costs more than to fill it."""
         if self.is_input:
             return None
-        return np.empty((min(count, self.samples), self.channels, len(self.taps), *self.counts), self.dtype)
+        shape = (self.channels, len(self.taps), len(self.phases), self.rows, *self.windows.counts[1:])
+        return np.empty((min(count, self.samples), *shape), self.dtype)
+
+    def products(self, count: int, wide: int, long: int) -> Any:
+        """Memory for the products of each turn."""
+        return np.empty((min(count, self.samples), self.groups, wide, long), self.dtype)
 
     def gather(self, x: Any, memory: Any) -> Any:
-        """The columns of these samples."""
+        """The stretches of these samples."""
         if self.is_input:
             return self.split(np.ascontiguousarray(x, self.dtype))
-        source, made = pad(x, self.windows, 0), memory[: len(x)]
-        for number, tap in enumerate(self.taps):
-            made[:, :, number] = source[(..., *tap)]
+        source, made = pad(self._with_rows(x), self.windows, 0), memory[: len(x)]
+        for target, place in self._pairs(made):
+            target[...] = source[place]
         return self.flat(made)
 
     def flat(self, memory: Any) -> Any:
         """Memory as the matrices of a product."""
-        return memory.reshape(len(memory), self.groups, self.rows, elements(self.counts))
+        return memory.reshape(len(memory), self.groups, self.wide, -1)
 
-    def scatter(self, columns: Any, out: Any) -> None:
-        """Add up columns where their elements came from."""
-        if self.is_input:
-            out[...] = columns.reshape(out.shape)
-            return
-        count = len(columns)
-        parts = columns.reshape(count, self.channels, len(self.taps), *self.counts)
-        with_padding(out, self.windows, lambda target: _add_taps(target, parts, self.taps))
+    def scatter(self, made: Any, out: Any) -> None:
+        """Add up what is in memory where it came from."""
+
+        def add(target: Any) -> None:
+            for source, place in self._pairs(made):
+                target[place] += source
+
+        with_padding(self._with_rows(out), self.windows, add)
+
+    def kernel_rows(self, weights: Any) -> Any:
+        """``[channels out, channels in, sizes…]`` as ``[rows, groups, channels out of a group, channels in x elements of a row]``."""
+        outputs = len(weights) // self.groups
+        apart = np.asarray(weights, self.dtype).reshape(
+            self.groups, outputs, self.channels // self.groups, len(self.stretches), len(self.taps)
+        )
+        return np.ascontiguousarray(apart.transpose(3, 0, 1, 2, 4)).reshape(
+            len(self.stretches), self.groups, outputs, self.wide
+        )
+
+    def kernel_of(self, rows: Any, shape: tuple[int, ...]) -> Any:
+        """The inverse, of ``[rows, groups, channels in x elements of a row, channels out of a group]``."""
+        apart = rows.reshape(len(self.stretches), self.groups, -1, len(self.taps), shape[0] // self.groups)
+        return np.ascontiguousarray(apart.transpose(1, 4, 2, 0, 3)).reshape(shape)
+
+    def _with_rows(self, array: Any) -> Any:
+        return array.reshape(*array.shape[:2], *self.windows.sizes)
+
+    def _pairs(self, made: Any) -> Iterator[tuple[Any, Any]]:
+        """What is filled in memory, with where its elements are in the padded input."""
+        for number, tap in enumerate(self.taps):
+            for index, phase in enumerate(self.phases):
+                rows = slice(phase, None, self.stride)
+                yield made[:, :, number, index, : -(-(self.high - phase) // self.stride)], (..., rows, *tap)
 
 
-def _add_taps(target: Any, parts: Any, taps: Sequence[tuple[slice, ...]]) -> None:
-    for number, tap in enumerate(taps):
-        target[(..., *tap)] += parts[:, :, number]
+def _with_rows(windows: Windows) -> Windows:
+    """Windows of one spatial axis as those of two, with one row."""
+    if len(windows.sizes) > 1:
+        return windows
+    return Windows(
+        (1, *windows.sizes),
+        (1, *windows.window),
+        (1, *windows.strides),
+        ((0, 0), *windows.padding),
+        (1, *windows.dilation),
+    )
 
 
 def pad(x: Any, windows: Windows, value: float) -> Any:
@@ -97,17 +156,21 @@ def with_padding(out: Any, windows: Windows, fill: Callable[[Any], None]) -> Non
 
 
 def _conv(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
-    columns = _Columns(conv_windows("conv", specs, params), specs[0][1][1], params[-1], np.dtype(out[0]))
+    rows = _Stretches(conv_windows("conv", specs, params), specs[0][1][1], params[-1], np.dtype(out[0]))
     count, outputs = out[1][:2]
-    grouped = (columns.groups, outputs // columns.groups, columns.rows)
+    wide = outputs // rows.groups
 
     def kernel(x: Any, weights: Any) -> Any:
-        result = np.empty(
-            (count, columns.groups, outputs // columns.groups, elements(out[1][2:])), columns.dtype
-        )
-        matrix, memory = np.ascontiguousarray(weights, columns.dtype).reshape(grouped), columns.memory(count)
-        for part in columns.parts(count):
-            np.matmul(matrix, columns.gather(x[part], memory), out=result[part])
+        result = np.empty((count, rows.groups, wide, rows.length), rows.dtype)
+        matrices, memory = rows.kernel_rows(weights), rows.memory(count)
+        products = rows.products(count, wide, rows.length)
+        for part in rows.parts(count):
+            given, target = rows.gather(x[part], memory), result[part]
+            for number, stretch in enumerate(rows.stretches):
+                product = products[: len(given)] if number else target
+                np.matmul(matrices[number], given[..., stretch], out=product)
+                if number:
+                    target += product
         return result.reshape(out[1])
 
     return kernel
@@ -115,17 +178,24 @@ def _conv(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
 
 def _conv_input(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     windows = conv_windows("conv_input", [out, specs[1]], params[1:])
-    columns = _Columns(windows, out[1][1], params[-1], np.dtype(out[0]))
-    outputs = specs[1][1][0]
-    grouped = (columns.groups, outputs // columns.groups, columns.rows)
+    rows = _Stretches(windows, out[1][1], params[-1], np.dtype(out[0]))
 
     def kernel(up: Any, weights: Any) -> Any:
-        result = np.empty(out[1], columns.dtype)
-        matrix = np.ascontiguousarray(weights.reshape(grouped).transpose(0, 2, 1), columns.dtype)
-        given, memory = columns.split(np.ascontiguousarray(up, columns.dtype)), columns.memory(len(up))
-        for part in columns.parts(len(given)):
-            target = None if memory is None else columns.flat(memory[: len(given[part])])
-            columns.scatter(np.matmul(matrix, given[part], out=target), result[part])
+        result = np.empty(out[1], rows.dtype)
+        matrices = rows.kernel_rows(weights).transpose(0, 1, 3, 2)
+        given, memory = rows.split(np.ascontiguousarray(up, rows.dtype)), rows.memory(len(up))
+        products = rows.products(len(up), rows.wide, rows.length)
+        for part in rows.parts(len(given)):
+            turn = given[part]
+            made = rows.split(result[part]) if memory is None else rows.flat(memory[: len(turn)])
+            made[...] = 0
+            for number, stretch in enumerate(rows.stretches):
+                product = products[: len(turn)] if number else made[..., stretch]
+                np.matmul(matrices[number], turn, out=product)
+                if number:
+                    made[..., stretch] += product
+            if memory is not None:
+                rows.scatter(memory[: len(turn)], result[part])
         return result
 
     return kernel
@@ -133,16 +203,19 @@ def _conv_input(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
 
 def _conv_kernel(specs: Sequence[Spec], params: Any, out: Spec) -> Kernel:
     windows = conv_windows("conv_kernel", [specs[0], out], params[1:])
-    columns = _Columns(windows, specs[0][1][1], params[-1], np.dtype(out[0]))
+    rows = _Stretches(windows, specs[0][1][1], params[-1], np.dtype(out[0]))
+    wide = out[1][0] // rows.groups
 
     def kernel(x: Any, up: Any) -> Any:
-        result = np.zeros((columns.groups, out[1][0] // columns.groups, columns.rows), columns.dtype)
-        given, memory = columns.split(np.ascontiguousarray(up, columns.dtype)), columns.memory(len(x))
-        for part in columns.parts(len(given)):
-            result += np.matmul(given[part], columns.gather(x[part], memory).transpose(0, 1, 3, 2)).sum(
-                axis=0
-            )
-        return result.reshape(out[1])
+        result = np.zeros((len(rows.stretches), rows.groups, rows.wide, wide), rows.dtype)
+        given, memory = rows.split(np.ascontiguousarray(up, rows.dtype)), rows.memory(len(x))
+        products = rows.products(len(x), rows.wide, wide)
+        for part in rows.parts(len(given)):
+            turn, source = given[part].transpose(0, 1, 3, 2), rows.gather(x[part], memory)
+            for number, stretch in enumerate(rows.stretches):
+                product = np.matmul(source[..., stretch], turn, out=products[: len(turn)])
+                result[number] += product.sum(axis=0)
+        return rows.kernel_of(result, out[1])
 
     return kernel
 
