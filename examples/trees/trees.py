@@ -11,7 +11,7 @@ Model: ``trees``, bytes: a line of JSON for each tree, an inner node as ``[featu
 import json
 import math
 
-from propeller.program import Evaluation, Update, evaluate, train
+from propeller.program import Evaluation, Update, evaluate, initial_model, train
 from propeller.program import tensors as pt
 
 
@@ -66,6 +66,11 @@ def thresholds_of(values, bins):
     """Some numbers between which as many values are."""
     ordered = sorted(values)
     return sorted({ordered[len(ordered) * number // bins] for number in range(1, bins)})
+
+
+@initial_model
+def no_trees(hyperparams):
+    return {"trees": pt.zeros(0, "uint8")}
 
 
 @train

@@ -15,17 +15,18 @@ from propeller.sdk import Experiment, ExperimentFailedError, Propeller
 from propeller.simulation import simulate
 from support.stack import Up, running_stack
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "trees"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copy = tmp_path_factory.mktemp("copy") / "trees"
-    shutil.copytree(EXAMPLE, copy, ignore=shutil.ignore_patterns("data", "model.npz"))
-    subprocess.run([sys.executable, copy / "hospitals.py"], check=True)
-    return copy
+    copy = tmp_path_factory.mktemp("copy")
+    for name in ("hospitals", "trees"):
+        shutil.copytree(EXAMPLES / name, copy / name, ignore=shutil.ignore_patterns("data"))
+    subprocess.run([sys.executable, copy / "hospitals" / "hospitals.py"], check=True)
+    return copy / "trees"
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the demo's records, those of three hospitals and those that none has, and a model without trees.
+"""Writes the records of the demo's three hospitals, and those that none of them has.
 
-python3 hospitals.py    # data/1.json, 2.json, 3.json, test.json, model.npz
+python3 hospitals.py    # data/riverside.json, lakeview.json, st-anne.json, test.json
 """
 
 import json
@@ -23,9 +23,9 @@ def main() -> None:
         for row, label in zip(np.round(features, 6).tolist(), labels.tolist(), strict=True)
     ]
     (HERE / "data").mkdir(exist_ok=True)
-    for name, document in zip(("1", "2", "3", "test"), (*split.parts, {"data": test}), strict=True):
-        (HERE / "data" / f"{name}.json").write_text(json.dumps({"data": document["data"]}))
-    np.savez(HERE / "model.npz", trees=np.zeros(0, np.uint8))
+    for name, part in zip((*split.names, "test"), (*split.parts, {"data": test}), strict=True):
+        file = name.lower().replace(". ", "-") + ".json"
+        (HERE / "data" / file).write_text(json.dumps({"data": part["data"]}))
 
 
 if __name__ == "__main__":
