@@ -58,20 +58,29 @@ def build_logreg(folder: Path) -> Path:
     return target
 
 
-def build_logreg_go(folder: Path) -> Path:
+def build_logreg_go(folder: Path, cache: Path | None = None) -> Path:
     """Compile ``logreg_go`` to ``fl-client.wasm`` in ``folder``.
+
+    Args:
+        folder: where it goes.
+        cache: where the compiler keeps what it makes, most of it of Go's own library (default: nowhere).
 
     Raises:
         FileNotFoundError: there is no Go.
     """
     target = (folder / "fl-client.wasm").resolve()
     own = {name: value for name, value in os.environ.items() if not name.startswith(("GO", "CGO_"))}
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as temporary:
         subprocess.run(
             [go(), "build", *_GO_FLAGS, "-o", str(target), "."],
             check=True,
             cwd=HERE / "logreg_go",
-            env={**own, **_GO_ENVIRONMENT, "GOCACHE": f"{cache}/build", "GOPATH": f"{cache}/path"},
+            env={
+                **own,
+                **_GO_ENVIRONMENT,
+                "GOCACHE": str(cache or f"{temporary}/build"),
+                "GOPATH": f"{temporary}/path",
+            },
         )
     return target
 

@@ -39,7 +39,8 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         shutil.copytree(ROOT / name, tmp_path / name)
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{Path(go_program.go_command()).parent}:{os.environ['PATH']}",
-        "GOCACHE": str(go_program.KEPT / "cache"),
+        "GOCACHE": str(go_program.CACHE),
+        "GOFLAGS": "-trimpath",
         "GOTOOLCHAIN": "local",
         "GOPROXY": "off",
     }

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from support.python_programs import CACHE_HOME
 from support.stack import Up, running_stack
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,7 @@ def environment(folder: Path) -> dict[str, str]:
         "PATH": f"{Path(shutil.which('curl') or '').parent}:/usr/bin:/bin",
         "HOME": os.environ.get("HOME", str(folder)),
         "TMPDIR": str(folder / "tmp"),
+        "ZIG_GLOBAL_CACHE_DIR": str(CACHE_HOME / "zig"),  # the C library takes half a minute to compile
         "PROPELLER": str(Path(sys.executable).with_name("propeller")),
     }
 
