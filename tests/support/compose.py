@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from propeller.stack.env_file import EnvFile
+from support.command_server import Command
 from support.compose_file import Container, containers, image
 from support.net import free_port, wait_until
 
@@ -30,7 +31,7 @@ class Engine:
         folder.mkdir(parents=True, exist_ok=True)
         self._ports: dict[tuple[str, int], int] = {}
         self._names: dict[str, str] = {}
-        self._running: dict[str, tuple[Container, subprocess.Popen[bytes]]] = {}
+        self._running: dict[str, tuple[Container, Command]] = {}
         self.created: list[str] = []
         """The services in the order in which they were created, each time anew."""
 
@@ -67,14 +68,15 @@ class Engine:
         if known:
             self.stop(name)
         self.created.append(name)
+        program, *arguments = self._here(container, [*image().entrypoint, *container.command])
+        assert program == "propeller"
         with self._log(name).open("wb") as log:
-            process = subprocess.Popen(
-                self._here(container, [*image().entrypoint, *container.command]),
-                env=self._environment(container),
-                cwd=self._workplace(container),
-                stdin=subprocess.DEVNULL,
+            process = Command(
+                arguments,
+                self._environment(container),
                 stdout=log,
                 stderr=log,
+                folder=self._workplace(container),
             )
         self._running[name] = (container, process)
 
