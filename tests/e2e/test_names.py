@@ -84,6 +84,11 @@ def known(fl: Propeller, id_: str) -> dict[str, Any] | None:
     return next((one for one in fl.proplets(alive=True) if one["id"] == id_), None)
 
 
+def has_registered(fl: Propeller, id_: str) -> bool:
+    """Whether the manager knows more of it than that it lives: the two messages may come in any order."""
+    return "tags" in (known(fl, id_) or {"metadata": {}})["metadata"]
+
+
 def run(fl: Propeller, up: Up, **fields: Any) -> list[str]:
     """Run one round; the ids of its participants."""
     handle = fl.run(Experiment(program=up.stack["images"]["fl-client-wasm"], rounds=1, model=MODEL, **fields))
@@ -93,7 +98,7 @@ def run(fl: Propeller, up: Up, **fields: Any) -> list[str]:
 
 def test_neither_by_name_nor_by_tag_nor_with_its_data(up: Up, fl: Propeller, mallory: Mallory) -> None:
     real = up.stack["clients"]["proplet-1"]["id"]
-    wait_until(lambda: known(fl, mallory.id), what="the attacker is alive")
+    wait_until(lambda: has_registered(fl, mallory.id), what="the attacker is alive")
     shown = known(fl, mallory.id)
     assert shown is not None
     assert (shown["name"], shown["metadata"]["tags"]) == ("mallory", ["mine"])
