@@ -26,7 +26,7 @@ import pytest
 from propeller.sdk import Propeller, PropellerError
 from propeller.stack.state_folder import StateFolder
 from support.net import wait_until
-from support.stack import OWN_PROGRAMS, PROPELLER, Up, end, propeller, running_stack, start_up
+from support.stack import OWN_PROGRAMS, PROPELLER, Up, end, propeller, running_stack, start_up, up_at
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -263,7 +263,7 @@ def test_a_killed_service_is_started_again_and_rounds_go_on(up: Up, service: str
 
 
 def test_sigterm_ends_every_process_and_a_restart_goes_on(tmp_path: Path) -> None:
-    with running_stack(tmp_path / "state") as first:
+    with running_stack(tmp_path / "state", command=up_at(tmp_path / "state")) as first:
         with Propeller.from_state(first.folder) as fl:
             version = fl.run_round(fl.image()).model_version
             model = fl.model(version)
@@ -283,7 +283,7 @@ def test_sigterm_ends_every_process_and_a_restart_goes_on(tmp_path: Path) -> Non
 
 
 def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
-    with running_stack(tmp_path / "state") as up:
+    with running_stack(tmp_path / "state", command=up_at(tmp_path / "state")) as up:
         below = up.processes()
         up.process.kill()
         _gone, alive = psutil.wait_procs(below, timeout=15)
@@ -292,7 +292,7 @@ def test_nothing_is_left_when_it_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("after", [0.2, 0.7, 1.2, 2.0])
 def test_ctrl_c_while_starting_ends_everything(tmp_path: Path, after: float) -> None:
-    up = start_up(tmp_path / "state", "--ports", "auto")
+    up = start_up(tmp_path / "state", "--ports", "auto", command=up_at(tmp_path / "state"))
     try:
         time.sleep(after)  # the moment of the interruption is what is tested
         below = up.processes()

@@ -1,7 +1,8 @@
 """A process that has imported what the ``propeller`` command needs, and is forked for each command that a test runs to its end.
 
 A command is as much a process of its own as one that Python is started for, with its own arguments, environment, folder and streams;
-its imports, most of its time, are paid once for all tests of a worker.
+its imports, most of its time, are paid once for all tests of a worker. So are those of the services of a stack: a stack that is started
+here has this process for the one that its services are forked from.
 """
 
 import atexit
@@ -15,11 +16,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from multiprocessing import forkserver, util
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 _IMPORTED = (
     "propeller.cli.tables",
+    "propeller.proplet.main",
     "propeller.sdk",
     "propeller.stack.preload",
     "rich.table",
@@ -28,6 +32,9 @@ _IMPORTED = (
 )
 
 _MAX_REQUEST = 1024 * 1024
+
+_FORK_SERVER = "from multiprocessing.forkserver import main; "
+"""What the code begins with that ``multiprocessing`` starts an interpreter with."""
 
 Stream = IO[str] | IO[bytes] | int
 
@@ -44,10 +51,13 @@ class Command:
         stdout: Stream = subprocess.DEVNULL,
         stderr: Stream = subprocess.DEVNULL,
         folder: Path | None = None,
+        session: bool = False,
     ) -> None:
-        """Start ``propeller`` with these arguments, in a folder: the test's own, if none is given."""
+        """Start ``propeller`` with these arguments, in a folder: the test's own, if none is given; in a session of its own, if asked to."""
         self.returncode: int | None = None
-        request = json.dumps({"arguments": arguments, "env": env, "folder": str(folder or Path.cwd())})
+        request = json.dumps(
+            {"arguments": arguments, "env": env, "folder": str(folder or Path.cwd()), "session": session}
+        )
         self._server = socket.socket(socket.AF_UNIX)
         self._server.connect(str(_address()))
         with Path(os.devnull).open("r+b") as nothing:
@@ -192,12 +202,72 @@ def _become(request: dict[str, object], streams: list[int]) -> NoReturn:
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)
+    if request["session"]:
+        os.setsid()
     os.environ.clear()
     os.environ.update(env)
     os.chdir(str(folder))
+    if arguments[:1] == ["up"]:
+        _offer_fork_server()
     sys.argv = ["propeller", *arguments]
     runpy.run_module("propeller", run_name="__main__", alter_sys=True)
     raise SystemExit
+
+
+def _offer_fork_server() -> None:
+    """Let the first fork server of this process (``multiprocessing``'s) be a fork of what it is now, instead of a new interpreter.
+
+    It is forked here, while there is neither a thread nor an event loop, and waits until it is wanted or this process has ended.
+    Proplets are forked from it too, which else are new interpreters, so that they are small.
+    """
+    from propeller.stack.supervisor import ProcessStarter
+
+    ProcessStarter._run_interpreter = ProcessStarter._fork  # type: ignore[method-assign] # noqa: SLF001
+    ours, its = socket.socketpair()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as the supervisor starts it
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _be_fork_server(its)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    its.close()
+    start_interpreter = util.spawnv_passfds
+
+    def start(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        code = str(args[-1])
+        if ours.fileno() == -1 or not code.startswith(_FORK_SERVER):
+            return start_interpreter(path, args, passfds)
+        with ours:
+            socket.send_fds(ours, [json.dumps([code, list(passfds)]).encode()], list(passfds))
+        return pid
+
+    util.spawnv_passfds = start
+
+
+def _be_fork_server(asked: socket.socket) -> NoReturn:
+    """Fork services, once it is asked to; their passwords are hashed cheaply."""
+    import argon2
+
+    message, received, _flags, _address = socket.recv_fds(asked, _MAX_REQUEST, 8)
+    asked.close()
+    if not message:
+        os._exit(0)
+    code, descriptors = json.loads(message)
+    own = dict(zip(descriptors, received, strict=True))
+    cheap = functools.partial(argon2.PasswordHasher, time_cost=1, memory_cost=8, parallelism=1)
+    argon2.PasswordHasher = cheap  # type: ignore[misc, assignment]
+
+    def main(*given: Any, **named: Any) -> None:
+        """``forkserver.main`` with what the descriptors are here."""
+        listener, alive, *others = given
+        if named.get("authkey_r") is not None:
+            named["authkey_r"] = own[named["authkey_r"]]
+        forkserver.main(own[listener], own[alive], *others, **named)
+
+    try:
+        exec(code.removeprefix(_FORK_SERVER), {"main": main})  # what an interpreter would be started with
+    finally:
+        os._exit(0)
 
 
 if __name__ == "__main__":

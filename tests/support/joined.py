@@ -7,15 +7,16 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from support.command_server import Command
 from support.net import wait_until
 from support.python_programs import COMPILED
-from support.stack import PROPELLER, Up, propeller
+from support.stack import Up, propeller
 
 
 class Joined:
     """A running ``propeller join``."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", output: Path) -> None:
+    def __init__(self, process: Command, output: Path) -> None:
         self.process, self._output = process, output
 
     @property
@@ -29,13 +30,12 @@ def joined(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) 
     """Run ``propeller join`` in a folder for the length of the block."""
     output = folder / f"join-{len(list(folder.glob('join-*.out')))}.out"
     with output.open("wb") as stream:
-        process = subprocess.Popen(
-            [*PROPELLER, "join", *arguments],
-            cwd=folder,
+        process = Command(
+            ["join", *arguments],
+            {**os.environ, "PROPLET_CACHE": str(COMPILED), **(env or {})},
             stdout=stream,
             stderr=stream,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "PROPLET_CACHE": str(COMPILED), **(env or {})},
+            folder=folder,
         )
     try:
         yield Joined(process, output)

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from support import command_server
+from support.command_server import Command
 from support.python_programs import COMPILED
 
 PROPELLER = [sys.executable, "-m", "propeller"]
@@ -25,7 +26,7 @@ OWN_PROGRAMS = {"PROPLET_CACHE": ""}
 class Up:
     """A running ``propeller up``."""
 
-    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", output: Path) -> None:
+    def __init__(self, folder: Path, process: "subprocess.Popen[bytes] | Command", output: Path) -> None:
         self.folder, self.process, self._output = folder, process, output
 
     @property
@@ -69,26 +70,45 @@ def start_up(
 ) -> Up:
     """Start ``propeller up``, or another command that runs a stack, on a folder; the caller ends it.
 
-    What one has compiled, the next one has too.
+    What one has compiled, the next one has too; what ``propeller up`` and its services import has been imported before. To see
+    them start in interpreters of their own, give the command (``up_at``).
     """
     folder.mkdir(parents=True, exist_ok=True)
     output = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.out")
+    variables = {**os.environ, "PROPLET_CACHE": str(COMPILED), **(env or {})}
+    process: subprocess.Popen[bytes] | Command
     with output.open("wb") as stream:
-        process = subprocess.Popen(
-            [*(command or (*PROPELLER, "up", "--state", str(folder))), *options],
-            stdout=stream,
-            stderr=stream,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env={**os.environ, "PROPLET_CACHE": str(COMPILED), **(env or {})},
-        )
+        if command:
+            process = subprocess.Popen(
+                [*command, *options],
+                stdout=stream,
+                stderr=stream,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=variables,
+            )
+        else:
+            process = Command(
+                ["up", "--state", str(folder), *options],
+                variables,
+                stdout=stream,
+                stderr=stream,
+                session=True,
+            )
     return Up(folder, process, output)
 
 
+def up_at(folder: Path) -> list[str]:
+    """The command of a stack as a shell runs it."""
+    return [*PROPELLER, "up", "--state", str(folder)]
+
+
 @contextmanager
-def running_stack(folder: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Up]:
+def running_stack(
+    folder: Path, *options: str, env: dict[str, str] | None = None, command: Sequence[str] = ()
+) -> Iterator[Up]:
     """A stack on free ports for the length of the block."""
-    up = start_up(folder, "--ports", "auto", *options, env=env)
+    up = start_up(folder, "--ports", "auto", *options, env=env, command=command)
     try:
         up.wait_ready()
         yield up
