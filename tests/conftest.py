@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and the order of the files."""
 
 import os
 import signal
@@ -43,6 +43,61 @@ settings.register_profile(
 )
 settings.register_profile("few examples", deadline=None, derandomize=_same, max_examples=10)
 settings.load_profile("few examples" if os.environ.get("PROPELLER_FEW_EXAMPLES") else "many examples")
+
+
+LONG = (
+    # Of the first four one needs the runtime of programs in Python, one Zig's library and Go's: what is built once, nobody waits for.
+    "programs/test_logreg.py",
+    "cli/test_programs_cli.py",
+    "e2e/test_native_programs.py",
+    "deploy/test_containers.py",
+    "e2e/test_example_experiments.py",
+    "e2e/test_templates.py",
+    "e2e/test_experiments.py",
+    "faults/test_soak.py",
+    "e2e/test_gallery.py",
+    "e2e/test_ten_devices.py",
+    "docs/test_guide.py",
+    "e2e/test_fl_demo.py",
+    "faults/test_faults.py",
+    "e2e/test_up.py",
+    "programs/test_python_programs.py",
+    "docs/test_readme.py",
+    "programs/test_strategies.py",
+    "e2e/test_registries.py",
+    "simulation/test_simulate.py",
+    "programs/test_runtime.py",
+    "native/test_hostile.py",
+    "proplet/test_tasks.py",
+    "coordinator/test_experiments.py",
+    "docs/test_simulation_page.py",
+    "e2e/test_numbers.py",
+    "e2e/test_join.py",
+    "e2e/test_sdk_and_commands.py",
+    "e2e/test_readable_keys.py",
+    "security/test_default_stack.py",
+    "docs/test_second_machine.py",
+    "doctor/test_doctor.py",
+    "e2e/test_own_program.py",
+    "store/test_migrations.py",
+    "store/test_ownership.py",
+)
+"""The files that take longest, which begin first: a run ends when the last of several processes does."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist begin with the files that are first, not with those that have most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put ``LONG`` first."""
+    folder = Path(__file__).parent
+    missing = [name for name in LONG if not (folder / name).is_file()]
+    if missing:
+        raise pytest.UsageError(f"LONG in tests/conftest.py: there is no {', '.join(missing)}")
+    places = {folder / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
