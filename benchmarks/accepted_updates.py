@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.aggregator_client import AggregatorClient
 from propeller.coordinator.base_models import BaseModels
-from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.telemetry import CoordinatorMetrics, RoundTelemetry

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from propeller.coordinator.base_models import BaseModels
-from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.store import RoundStore
 from propeller.fl.tensors import SAFETENSORS, from_json, to_safetensors
 from propeller.process.http import ServiceClient

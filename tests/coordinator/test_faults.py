@@ -11,8 +11,8 @@ import pytest
 
 from propeller.coordinator.active_rounds import ActiveRound, Arrival
 from propeller.coordinator.aggregation import RETRY_DELAYS, Aggregation
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.round_runner import RoundRunner
 from propeller.coordinator.rounds import RoundChange
 from propeller.coordinator.store import Also, RoundStore

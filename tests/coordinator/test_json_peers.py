@@ -17,8 +17,8 @@ from starlette.routing import Route
 from propeller.aggregator import api as aggregator
 from propeller.aggregator.settings import AggregatorSettings
 from propeller.coordinator import aggregation
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.json_registry import JsonRegistry as RegistryClient
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.fl.tensors import JSON, SAFETENSORS, SAFETENSORS_SEQ, Tensors, from_safetensors, to_safetensors
 from propeller.model_registry import api as registry
 from propeller.model_registry.settings import ModelRegistrySettings

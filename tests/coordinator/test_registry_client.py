@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from propeller.coordinator.clients import ModelRegistryClient
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.errors import NotFoundError
 from propeller.fl.tensors import Tensors, from_json, from_safetensors, to_safetensors
 from propeller.process.http import ServiceClient, ServiceError

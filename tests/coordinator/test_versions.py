@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from coordinator.test_real_peers import serving_aggregator, serving_registry
-from propeller.coordinator import aggregation, aggregation_requests, clients, documents
+from propeller.coordinator import aggregation, aggregation_requests, aggregator_client, documents
 from propeller.coordinator.aggregation import Aggregation, AggregationError
 from propeller.coordinator.aggregation_requests import AggregationRequest, RoundContribution
+from propeller.coordinator.aggregator_client import AggregatorClient
 from propeller.coordinator.base_models import BaseModels
-from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.documents import AssembledDocument, ModelCut
 from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.store import RoundStore
 from propeller.coordinator.update_checks import check_contribution, update_specs
 from propeller.coordinator.updates import UpdateDocument
@@ -146,7 +147,7 @@ async def test_rounds_of_a_strategy_with_state(
     """Three rounds give what the strategy gives in memory, bit for bit, whether or not the coordinator was started again."""
     if not small:
         monkeypatch.setattr(
-            clients,
+            aggregator_client,
             "AssembledDocument",
             lambda folder, cut: AssembledDocument(folder, memory_bytes=16, cut=cut),
         )
@@ -286,7 +287,7 @@ async def test_a_program_that_gives_another_model_when_it_is_tried_again(
     monkeypatch.setattr(aggregation, "is_program", lambda _strategy: True)
     if not is_small:
         monkeypatch.setattr(
-            clients,
+            aggregator_client,
             "AssembledDocument",
             lambda folder, **given: AssembledDocument(folder, memory_bytes=16, **given),
         )

@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from propeller.aggregator.documents import header_document, read_plan, read_tensors
 from propeller.aggregator.program_task import read_aggregate
 from propeller.cli.experiment_file import ExperimentFile, read_json
-from propeller.coordinator.clients import read_state_values
 from propeller.coordinator.content_coding import coding_of_message
 from propeller.coordinator.event_stream import read_last_event_id
+from propeller.coordinator.registry_client import read_state_values
 from propeller.coordinator.updates import MESSAGE, read_update, to_document
 from propeller.errors import InvalidError, StartError, UnauthenticatedError
 from propeller.fl.compression.description import read_description

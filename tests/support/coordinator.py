@@ -20,15 +20,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.aggregator_client import AggregatorClient
 from propeller.coordinator.api import create_api
 from propeller.coordinator.base_models import BaseModels
 from propeller.coordinator.central_evaluation import CentralEvaluations
-from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.large_updates import LargeUpdates
 from propeller.coordinator.main import main
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore

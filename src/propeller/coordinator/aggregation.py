@@ -13,15 +13,8 @@ from propeller.coordinator.aggregation_requests import (
     contribution_for_strategy,
     is_program,
 )
+from propeller.coordinator.aggregator_client import Aggregated, AggregatorClient
 from propeller.coordinator.base_models import BaseModels
-from propeller.coordinator.clients import (
-    Aggregated,
-    AggregatorClient,
-    ModelRegistryClient,
-    has_tensors,
-    read_state_values,
-    state_values,
-)
 from propeller.coordinator.documents import (
     AssembledDocument,
     ModelCut,
@@ -31,6 +24,12 @@ from propeller.coordinator.documents import (
 )
 from propeller.coordinator.json_aggregator import as_in_base, check_mean_will_do
 from propeller.coordinator.kept_updates import DamagedUpdateError, KeptUpdates
+from propeller.coordinator.registry_client import (
+    ModelRegistryClient,
+    has_tensors,
+    read_state_values,
+    state_values,
+)
 from propeller.coordinator.rounds import NewVersion
 from propeller.errors import (
     InvalidError,

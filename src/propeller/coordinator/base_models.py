@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 from cachetools import LRUCache
 
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.large_updates import model_bytes
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.errors import UnavailableError
 from propeller.fl.tensors import Tensors, from_safetensors
 from propeller.protocol.models import LARGE_BYTES

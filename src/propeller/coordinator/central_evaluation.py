@@ -5,17 +5,19 @@ Everything else is as in any round: its deadline, its end, its place in the hist
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from urllib.parse import quote
 
-from propeller.coordinator.clients import DataStoreClient, ModelRegistryClient
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.updates import ReceivedUpdate
-from propeller.errors import InvalidError, PropellerError, UnavailableError
+from propeller.errors import InvalidError, NotFoundError, PropellerError, UnavailableError
 from propeller.fl.task_environment import task_environments
 from propeller.process.background import BackgroundTasks, gather_or_cancel
+from propeller.process.http import Answer, ServiceClient, ServiceError
 from propeller.process.logs import get_logger
 from propeller.process.opening import open_in_thread
 from propeller.process.retry import doubling, retry
@@ -43,6 +45,43 @@ PARTICIPANT = "coordinator"
 """The participant of such a round."""
 
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
+
+
+class DataStoreClient:
+    """Data sets that the coordinator itself evaluates on."""
+
+    def __init__(self, client: ServiceClient) -> None:
+        """Call the data store through ``client``."""
+        self._client = client
+
+    async def dataset(self, dataset_id: str) -> bytes:
+        """A data set as JSON.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ServiceError: the data store does not answer.
+        """
+        return (await self._get(dataset_id, {})).content
+
+    async def check(self, dataset_id: str) -> None:
+        """See that there is a data set, which is not sent by a data store that knows ``If-None-Match``.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            ServiceError: the data store does not answer.
+        """
+        await self._get(dataset_id, {"if-none-match": "*"})
+
+    async def _get(self, dataset_id: str, headers: Mapping[str, str]) -> Answer:
+        path = f"/datasets/{quote(dataset_id, safe='')}"
+        try:
+            return await self._client.request("GET", path, headers=headers)
+        except ServiceError as error:
+            if error.kind is not NotFoundError:
+                raise
+            raise NotFoundError(
+                f"evaluate.dataset: the data store has no data set {dataset_id!r}; POST one to {path}"
+            ) from None
 
 
 class CentralEvaluations:

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Iterable
 
 from propeller.coordinator.active_experiments import ActiveExperiment, until_done
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.experiment_store import ExperimentStore
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.errors import PropellerError
 from propeller.fl.experiment import MarkBest, MarkLatest
 from propeller.process.background import BackgroundTasks

@@ -15,7 +15,7 @@ from propeller.protocol.rounds import RoundStart, UpdateSource, model_uri
 
 if TYPE_CHECKING:  # with a database and HTTP, which a simulation has no use for
     from propeller.coordinator.active_experiments import ActiveExperiment, StateValues
-    from propeller.coordinator.clients import ModelRegistryClient
+    from propeller.coordinator.registry_client import ModelRegistryClient
 
 FindRound = Callable[[str], Awaitable[RoundRecord | None]]
 """Gives a round by its id, or ``None``."""

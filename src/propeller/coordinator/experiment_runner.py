@@ -13,12 +13,12 @@ from typing import Protocol
 
 from propeller.coordinator.active_experiments import ActiveExperiment, ActiveExperiments, until_done
 from propeller.coordinator.central_evaluation import CentralEvaluations
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.experiment_aliases import ExperimentAliases
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_rounds import NotToldError, RoundMaker
 from propeller.coordinator.experiment_steps import Step, extend
 from propeller.coordinator.experiment_store import ExperimentStore, number
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.round_events import (
     NewEvent,
     events_of,

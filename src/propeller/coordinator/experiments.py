@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from propeller.coordinator.active_experiments import ActiveExperiment, ActiveExperiments
+from propeller.coordinator.aggregator_client import AggregatorClient
 from propeller.coordinator.central_evaluation import CentralEvaluations
-from propeller.coordinator.clients import AggregatorClient, ModelRegistryClient
 from propeller.coordinator.experiment_records import ExperimentRecord
 from propeller.coordinator.experiment_runner import ExperimentRunner, Publisher
 from propeller.coordinator.experiment_store import ExperimentStore, StoredEvent
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.round_events import NewEvent
 from propeller.coordinator.rounds import RoundRecord
 from propeller.coordinator.service import Coordinator

@@ -5,15 +5,16 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from propeller.coordinator.aggregation import Aggregation
+from propeller.coordinator.aggregator_client import AggregatorClient
 from propeller.coordinator.api import create_api
 from propeller.coordinator.base_models import BaseModels
-from propeller.coordinator.central_evaluation import CentralEvaluations
-from propeller.coordinator.clients import AggregatorClient, DataStoreClient, ModelRegistryClient
+from propeller.coordinator.central_evaluation import CentralEvaluations, DataStoreClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.kept_updates import KeptUpdates
 from propeller.coordinator.large_updates import LargeUpdates
 from propeller.coordinator.mqtt import RoundAnnouncer, RoundPublisher, UpdateReceiver
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import CoordinatorSettings
 from propeller.coordinator.store import RoundStore

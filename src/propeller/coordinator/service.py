@@ -8,8 +8,8 @@ from typing import Any
 from propeller.coordinator.active_rounds import ActiveRound, ActiveRounds, Arrival
 from propeller.coordinator.aggregation import UPDATE_IS_GONE, Aggregation
 from propeller.coordinator.base_models import BaseModels
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates, UpdateRetention
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.round_runner import RoundObserver, RoundRunner
 from propeller.coordinator.rounds import AcceptedUpdate, RoundRecord
 from propeller.coordinator.store import Also, RoundStore

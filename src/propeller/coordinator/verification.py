@@ -7,8 +7,8 @@ from typing import Any
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.aggregation_requests import AggregationRequest
-from propeller.coordinator.clients import ModelRegistryClient
 from propeller.coordinator.kept_updates import KeptUpdates
+from propeller.coordinator.registry_client import ModelRegistryClient
 from propeller.coordinator.rounds import RoundRecord
 from propeller.errors import ConflictError
 from propeller.process.logs import get_logger

@@ -1,30 +1,24 @@
-"""The services that the coordinator calls: the model registry, the aggregator and the data store."""
+"""The model registry, as the coordinator calls it."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from cachetools import LRUCache
 
-from propeller.coordinator.documents import AssembledDocument, read_document_header
-from propeller.coordinator.json_aggregator import JsonAggregator, strategy_refusal, strategy_remedy
+from propeller.coordinator.documents import read_document_header
 from propeller.coordinator.json_registry import JsonRegistry
-from propeller.errors import InvalidError, NotFoundError, PropellerError
+from propeller.errors import NotFoundError, PropellerError
 from propeller.fl.tensors import (
     JSON,
     SAFETENSORS,
-    SAFETENSORS_SEQ,
     Specs,
     Tensors,
     TensorSpec,
     decode,
     from_safetensors,
     media_type,
-    read_documents,
     specs_of,
     to_safetensors,
 )
@@ -32,7 +26,6 @@ from propeller.fl.tensors.json import encode_json
 from propeller.fl.tensors.safetensors import Header, read_header
 from propeller.process.byte_lru import ByteLru
 from propeller.process.http import Answer, ServiceClient, ServiceError, UnreadableAnswerError
-from propeller.protocol.aggregation import RESULT_FIELD, AggregationResult, StrategyField
 from propeller.protocol.models import SENT_ALONG_BYTES, SentModel, without_updates
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
@@ -377,31 +370,6 @@ def _read_specs(info: Mapping[str, Any]) -> Specs:
     }
 
 
-async def _read_answer(
-    answer: Answer, model: AssembledDocument, state: AssembledDocument
-) -> AggregationResult:
-    """Read an answer of the aggregator into two documents.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    result: AggregationResult | None = None
-    came = 0
-    async for document in read_documents(answer.aiter_bytes()):
-        if result is None:
-            result = AggregationResult.decode(
-                decode_trusted(read_header(document).metadata.get(RESULT_FIELD, ""))
-            )
-            continue
-        await (state if result.state and came % 2 else model).add(document)
-        came += 1
-    if result is None or came != result.parts * (1 + result.state):
-        raise ValueError(f"it has {came} documents")
-    model.check_whole()
-    state.check_whole()
-    return result
-
-
 def read_state_values(state: bytes) -> dict[str, Any]:
     """The values in a server state's document.
 
@@ -423,135 +391,3 @@ def state_values(header: Header) -> dict[str, Any]:
 def has_tensors(document: bytes) -> bool:
     """Whether a document has tensors beside its metadata."""
     return bool(read_header(document).entries)
-
-
-@dataclass(frozen=True)
-class Aggregated:
-    """What the aggregator made. Close it.
-
-    Attributes:
-        result: what it says about it.
-        model: the model.
-        state: the server state's tensors, of which there may be none.
-    """
-
-    result: AggregationResult
-    model: AssembledDocument
-    state: AssembledDocument
-
-    @property
-    def has_state(self) -> bool:
-        """Whether the strategy keeps a server state."""
-        return bool(self.state.specs or self.result.values)
-
-    @property
-    def state_metadata(self) -> dict[str, str]:
-        """What the server state's document has beside its tensors."""
-        return {VALUES_FIELD: json.dumps(self.result.values)}
-
-    def close(self) -> None:
-        """Let go of what it holds."""
-        self.model.close()
-        self.state.close()
-
-
-class DataStoreClient:
-    """Data sets that the coordinator itself evaluates on."""
-
-    def __init__(self, client: ServiceClient) -> None:
-        """Call the data store through ``client``."""
-        self._client = client
-
-    async def dataset(self, dataset_id: str) -> bytes:
-        """A data set as JSON.
-
-        Raises:
-            NotFoundError: there is none of this id.
-            ServiceError: the data store does not answer.
-        """
-        return (await self._get(dataset_id, {})).content
-
-    async def check(self, dataset_id: str) -> None:
-        """See that there is a data set, which is not sent by a data store that knows ``If-None-Match``.
-
-        Raises:
-            NotFoundError: there is none of this id.
-            ServiceError: the data store does not answer.
-        """
-        await self._get(dataset_id, {"if-none-match": "*"})
-
-    async def _get(self, dataset_id: str, headers: Mapping[str, str]) -> Answer:
-        path = f"/datasets/{quote(dataset_id, safe='')}"
-        try:
-            return await self._client.request("GET", path, headers=headers)
-        except ServiceError as error:
-            if error.kind is not NotFoundError:
-                raise
-            raise NotFoundError(
-                f"evaluate.dataset: the data store has no data set {dataset_id!r}; POST one to {path}"
-            ) from None
-
-
-class AggregatorClient:
-    """Makes one model of many updates."""
-
-    def __init__(self, client: ServiceClient, *, folder: Path | None = None) -> None:
-        """Call the aggregator through ``client``; large models wait in ``folder``, or the system's temporary folder."""
-        self._client, self._folder = client, folder
-        self.as_json = JsonAggregator(client)
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        return self._client.base_url
-
-    async def aggregate(
-        self, documents: AsyncIterator[bytes], cut: Mapping[str, tuple[int, ...]]
-    ) -> Aggregated:
-        """Aggregate a plan and its documents (``protocol.aggregation``); ``cut`` has the shapes of tensors that come in pieces.
-
-        Raises:
-            ServiceError: the aggregator refused an update or does not answer.
-        """
-        model = AssembledDocument(self._folder, cut=cut.get)
-        state = AssembledDocument(self._folder, cut=lambda name: cut.get(name.partition("/")[2]))
-        try:
-            headers = {"content-type": SAFETENSORS_SEQ}
-            async with self._client.stream(
-                "POST", "/aggregate", content=documents, headers=headers
-            ) as answer:
-                try:
-                    result = await _read_answer(answer, model, state)
-                except ValueError as error:
-                    raise UnreadableAnswerError(
-                        self._client.service, f"its aggregate cannot be read: {error}"
-                    ) from None
-        except BaseException:
-            model.close()
-            state.close()
-            raise
-        return Aggregated(result, model, state)
-
-    def check_strategy(self, strategy: StrategyField) -> None:
-        """See that it is not known already that the aggregator cannot do a strategy.
-
-        Raises:
-            InvalidError: it is.
-        """
-        if self.as_json.encoding.is_json and (reason := strategy_refusal(strategy)) is not None:
-            raise InvalidError(f"strategy: {reason}, and {strategy_remedy(self.url)}")
-
-    async def resolve_program(self, reference: str) -> str:
-        """The reference with the digest of the program that aggregates, which the aggregator fetches.
-
-        Raises:
-            ServiceError: there is no such program, with the cause and the remedy; or the aggregator does not answer.
-            InvalidError: the aggregator runs no programs.
-        """
-        try:
-            answer = await self._client.request("POST", "/programs", json={"program": reference})
-        except ServiceError as error:
-            if error.kind is NotFoundError and not error.explained:
-                raise InvalidError(f"strategy.program: {strategy_remedy(self.url)}") from None
-            raise
-        return str(answer.json()["program"])
