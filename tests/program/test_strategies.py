@@ -185,6 +185,34 @@ def test_scaffold_follows_algorithm_1_option_2_over_two_rounds(device: Device) -
     assert_close(document["update"], {**y, **sent})
 
 
+def halves(*given: Any) -> Update:
+    """What ``fit`` gives, in two bytes a number, which are carried and not computed with."""
+    trained = fit(*given)
+    model = {name: value.astype("float16") for name, value in trained.model.items()}
+    return Update(model, trained.num_samples, steps=STEPS, lr=LR)
+
+
+@pytest.mark.parametrize("update", ["weights", "delta"])
+def test_scaffold_of_a_model_of_halves(device: Device, update: str) -> None:
+    """The model's tensors and those that the program gives back are halves; the control variates are not."""
+    base = {name: value.astype(np.float16) for name, value in BASE.items()}
+    document = device.run({"name": "scaffold", "control": True}, base, train=halves, update=json.dumps({"kind": update}))
+    y = {name: value.astype(np.float16).astype(np.float64) for name, value in descend(BASE).items()}
+    control = {f"@control/{name}": (BASE[name] - y[name]) / (STEPS * LR) for name in BASE}
+    sent = y if update == "weights" else {name: y[name] - BASE[name] for name in y}
+    assert_close(document["update"], {**sent, **control})
+
+
+@pytest.mark.parametrize("strategy", [{"personal": ["b"]}, {"name": "ditto", "lambda": 0.5}])
+def test_halves_that_the_device_keeps_are_trained_on(device: Device, strategy: dict[str, Any]) -> None:
+    base = {name: value.astype(np.float16) for name, value in BASE.items()}
+    document = {}
+    for _ in range(2):
+        document = device.run(strategy, base, train=halves)
+    w = descend(BASE)["w"] if "lambda" in strategy else descend({**BASE, "b": descend(BASE)["b"]})["w"]
+    np.testing.assert_allclose(document["update"]["w"], w, rtol=2e-3)
+
+
 def test_scaffold_of_a_delta(device: Device) -> None:
     def delta(model: Any, *rest: Any) -> Update:
         base = {name: value.copy() for name, value in model.items()}

@@ -20,7 +20,7 @@ from propeller.program.library_arrays import given
 from propeller.tensors import session
 from propeller.tensors.array import Array, open_tensor
 from propeller.tensors.functions import zeros
-from propeller.tensors.shapes import Spec
+from propeller.tensors.shapes import Spec, is_floating
 
 CONTROL = "control"
 """The kind of the tensors that SCAFFOLD's updates have beside the model's, ``@control/NAME``, and of its server state's, ``control/NAME``."""
@@ -126,7 +126,11 @@ class LocalStrategy:
 
     def keep_second_model(self, model: Mapping[str, Array]) -> None:
         """Keep the device's own model for the next round."""
-        self._kept.keep_library_arrays(_DITTO, model)
+        kept = {
+            name: tensor.astype(self._specs[name][0]) if name in self._specs else tensor
+            for name, tensor in model.items()
+        }
+        self._kept.keep_library_arrays(_DITTO, kept)
 
     def keep_personal_tensors(self, model: Mapping[str, Array], kind: str) -> None:
         """Keep the tensors of a trained model that stay here; ``kind`` says what ``model`` is, weights or a delta."""
@@ -138,7 +142,8 @@ class LocalStrategy:
             before = own.get(name)
             if before is None:
                 before = open_tensor("model", name, self._specs[name])
-            kept[name] = model[name] if kind == "weights" else before + model[name]
+            kept[name] = model[name] if kind == "weights" else _computable(before) + _computable(model[name])
+            kept[name] = kept[name].astype(self._specs[name][0])
         self._kept.keep_library_arrays(_PERSONAL, kept)
 
     def in_kind(self, model: dict[str, Array], kind: str, wanted: str) -> tuple[dict[str, Array], str]:
@@ -152,9 +157,9 @@ class LocalStrategy:
                 continue
             base = open_tensor("model", name, spec)
             if wanted == "delta":
-                turned[name] = _signed(model[name]) - _signed(base)
+                turned[name] = _computable(model[name]) - _computable(base)
             else:
-                turned[name] = (_signed(base) + model[name]).astype(spec[0])
+                turned[name] = (_computable(base) + _computable(model[name])).astype(spec[0])
         return turned, wanted
 
     def control_tensors(
@@ -178,7 +183,8 @@ class LocalStrategy:
             )
         base, old, new, sent = self._base(), self._kept.library_arrays(CONTROL), {}, {}
         for name in self._controlled:
-            change = base[name] - model[name] if kind == "weights" else -model[name]
+            trained = _computable(model[name])
+            change = base[name] - trained if kind == "weights" else -trained
             control = change / (steps * lr)
             if name in self._shift:
                 control = control - self._shift[name]
@@ -190,7 +196,7 @@ class LocalStrategy:
     @property
     def _controlled(self) -> list[str]:
         """The tensors that have a control variate: those with gradients that are shared."""
-        return [name for name, (dtype, _) in self.shared.items() if dtype.startswith("float")]
+        return [name for name, (dtype, _) in self.shared.items() if is_floating(dtype)]
 
     def _control_shift(self) -> dict[str, Array]:
         """``c - c_i``; what is not there yet is zero."""
@@ -234,9 +240,10 @@ def _each_given(tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {name: given(tensor) for name, tensor in tensors.items()}
 
 
-def _signed(tensor: Array) -> Array:
-    """The same numbers in a dtype that has negative ones, too."""
-    return tensor.astype("int64") if tensor.dtype in {"bool", "uint8"} else tensor
+def _computable(tensor: Array) -> Array:
+    """The same numbers in a dtype that has negative ones, too, and to compute with."""
+    wider = {"bool": "int64", "uint8": "int64", "float16": "float32", "bfloat16": "float32"}.get(tensor.dtype)
+    return tensor if wider is None else tensor.astype(wider)
 
 
 def _weight(values: Mapping[str, Any], name: str) -> float:
