@@ -404,3 +404,22 @@ def test_commands_that_ask_a_stack_load_nothing_of_its_services() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_round_that_there_is_not_is_named_with_the_one_that_may_be_meant(
+    stack: FakeStack, state: tuple[str, str]
+) -> None:
+    def error(*words: str) -> str:
+        done = propeller("round", *words, *state)
+        assert done.returncode == 1, done.stdout
+        return done.stderr
+
+    assert error("cancel", "nope") == "error: there is no round nope; there is none yet\n"
+    stack.rounds = ["by-hand-2", "by-hand-1"]
+    assert error("retry", "nope") == "error: there is no round nope: 'propeller status' lists the newest\n"
+    assert (
+        error("cancel", "by-hnd-2")
+        == "error: there is no round by-hnd-2; did you mean by-hand-2? 'propeller status' lists the newest\n"
+    )
+    assert propeller("round", "cancel", "by-hand-2", *state).returncode == 0
+    assert stack.steered == ["by-hand-2 cancel"]

@@ -53,6 +53,21 @@ class Coordinator(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
+    def do_GET(self) -> None:
+        """There is one experiment, ``digits-1``, called ``digits``."""
+        path, _, query = self.path.partition("?")
+        name = path.removeprefix("/experiments").strip("/")
+        known = [{"id": "digits-1", "name": "digits", "state": "completed"}]
+        found = [] if "name=" in query and "name=digits&" not in f"{query}&" else known
+        body: dict[str, Any] = {"experiments": found}
+        if name:
+            body = known[0] if name == "digits-1" else {"error": "no such experiment"}
+        content = json.dumps(body).encode()
+        self.send_response(404 if "error" in body else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
     def log_message(self, *_arguments: object) -> None:
         pass
 
@@ -115,6 +130,31 @@ def test_list_and_show(state: Path) -> None:
         assert part in shown
     assert json.loads(run(state, "show", "1", "--json"))["lineage"] == LINEAGE
     assert "did you mean 'digits-1/best'?" in fail(state, "show", "digits-1/bset")
+
+
+def test_the_versions_of_no_experiment(state: Path) -> None:
+    """One that there is not is an error with the one that may be meant; one without versions that fit is not."""
+    assert "fedadam" in run(state, "list", "--experiment", "digits")
+    text = fail(state, "list", "--experiment", "digist")
+    assert text == (
+        "error: there is no experiment digist; did you mean digits? 'propeller experiments' lists those there are\n"
+    )
+    assert "there is no experiment nope:" in fail(state, "list", "--experiment", "nope", "--json")
+    assert (
+        run(state, "list", "--experiment", "digits", "--strategy", "fedavg")
+        == "No model versions that fit.\n"
+    )
+    assert run(state, "list", "--experiment", "digits-1", "--strategy", "fedavg", "--json") == "[]\n"
+    # Of an experiment that the coordinator does not have.
+    run(state, "import", _file(state), "--version", "80", "--lineage", '{"experiment": "elsewhere"}')
+    assert "v80" in run(state, "list", "--experiment", "elsewhere")
+    assert "No model" in run(state, "list", "--experiment", "elsewhere", "--strategy", "fedavg")
+
+
+def _file(state: Path) -> str:
+    file = state / "elsewhere.npz"
+    np.savez(file, w=np.zeros(2))
+    return str(file)
 
 
 def test_diff(state: Path) -> None:

@@ -95,7 +95,9 @@ async def test_an_alias_by_the_name_of_experiments(url: str, tmp_path: Path) -> 
             found = await fl.models.diff("mine-1/best", "mine/best")
             assert (found["from"], found["to"]) == (old, new)
             assert [one["version"] for one in await fl.models.list(experiment="mine")] == [new]
-            assert await fl.models.list(experiment="nobodys") == []
+            assert await fl.models.list(experiment="mine-1", strategy="sum") == []
+            with pytest.raises(NotFoundError, match="there is no experiment nobodys"):
+                await fl.models.list(experiment="nobodys")
             with pytest.raises(NotFoundError, match="no alias 'mine-2/latest'"):
                 await fl.model("mine/latest")
             with pytest.raises(

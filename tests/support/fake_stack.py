@@ -39,6 +39,7 @@ class FakeStack:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.steered: list[str] = []
+        self.rounds: list[str] = []
         self.resumed_behind: list[str | None] = []
         self.breaks_after: list[int] = []
         self.away = 0
@@ -112,6 +113,8 @@ class FakeStack:
             return self._experiments(method, rest, query, body)
         if first == "models":
             return self._models(method, rest, body)
+        if first == "rounds":
+            return self._rounds(method, rest)
         match method, first, rest:
             case "POST", "users", ["tokens", "issue"]:
                 asked = json.loads(body)
@@ -144,6 +147,14 @@ class FakeStack:
         return (
             (200, self.models[int(rest[0])]) if rest else (200, {"versions": list(range(len(self.models)))})
         )
+
+    def _rounds(self, method: str, rest: list[str]) -> tuple[int, Any]:
+        if not rest:
+            return 200, {"rounds": [{"round_id": name} for name in self.rounds]}
+        if rest[0] not in self.rounds:
+            return 404, {"error": "Round not found"}
+        self.steered.append(" ".join(rest) if method == "POST" else "")
+        return 200, {"round_id": rest[0]}
 
     def _check(self, spec: dict[str, Any], *, brings_dataset: bool) -> tuple[int, Any]:
         if self.refusal is not None:

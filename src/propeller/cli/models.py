@@ -55,6 +55,11 @@ def show_list(
     if as_json:
         print(json.dumps(found))
         return
+    if not found:
+        Terminal().print(
+            "No model versions that fit." if experiment or strategy or alias else "No model versions."
+        )
+        return
     rows = [
         (f"v{one['version']}", "damaged", "", "", "", "") if "error" in one else _list_row(one)
         for one in found

@@ -61,6 +61,7 @@ class AsyncModels:
         """What is known of the newest versions that fit, newest first; ``experiment`` is an id, or the name of the newest one.
 
         Raises:
+            NotFoundError: there is no such experiment.
             PropellerError: a filter cannot be one, or there is no such alias.
         """
         filters = {"strategy": strategy, "alias": alias}
@@ -69,10 +70,23 @@ class AsyncModels:
         if experiment is None:
             found: list[dict[str, Any]] = (await self._ask("GET", "/models", params=params))["models"]
             return found
-        found = (await self._ask("GET", "/models", params=params | {"experiment": experiment}))["models"]
-        if not found and (id_ := await self._id_of(experiment)) != experiment:
-            found = (await self._ask("GET", "/models", params=params | {"experiment": id_}))["models"]
-        return found
+        found = await self._of_experiment(experiment, params)
+        if found:
+            return found
+        try:
+            id_ = (await find_experiment(self._connection, experiment)).id
+        except (
+            NotFoundError
+        ):  # a version may be of one that is not here: it was imported, or its experiment was removed
+            if not await self._of_experiment(experiment, {"details": 1, "limit": 1}):
+                raise
+            return []
+        except PropellerError:
+            return []
+        return [] if id_ == experiment else await self._of_experiment(id_, params)
+
+    async def _of_experiment(self, experiment: str, params: dict[str, Any]) -> Any:
+        return (await self._ask("GET", "/models", params=params | {"experiment": experiment}))["models"]
 
     async def info(self, version: int | str) -> dict[str, Any]:
         """What is known of a version: ``version``, ``created_at``, ``tensors``, ``lineage``, ``aliases`` …

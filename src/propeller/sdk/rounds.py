@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from propeller.errors import PropellerError
+from propeller.errors import NotFoundError, PropellerError
 from propeller.metrics import metric_fault
 from propeller.protocol import rounds as wire
 from propeller.protocol.bounds import UpdateBounds
+from propeller.protocol.strict import nearest_names
 from propeller.protocol.wire import explain_validation_error
 from propeller.sdk.connection import Connection
 from propeller.sdk.values import plain
@@ -203,7 +204,7 @@ class AsyncRounds(ABC):
         Raises:
             NotFoundError: there is none of this id.
         """
-        found: dict[str, Any] = await self._connection.ask("GET", "coordinator", f"/rounds/{round_id}")
+        found: dict[str, Any] = await self._ask_of("GET", round_id)
         return found
 
     async def rounds(self, limit: int = 100) -> list[dict[str, Any]]:
@@ -218,7 +219,7 @@ class AsyncRounds(ABC):
         Raises:
             PropellerError: there is none, it is over, or it is an experiment's.
         """
-        await self._connection.ask("POST", "coordinator", f"/rounds/{round_id}/cancel")
+        await self._ask_of("POST", round_id, "/cancel")
 
     async def retry_round(self, round_id: str) -> None:
         """Aggregate the updates of a failed or cancelled round after all.
@@ -226,7 +227,18 @@ class AsyncRounds(ABC):
         Raises:
             PropellerError: it has not failed, has too few updates, they were removed, or it is an experiment's.
         """
-        await self._connection.ask("POST", "coordinator", f"/rounds/{round_id}/retry")
+        await self._ask_of("POST", round_id, "/retry")
+
+    async def _ask_of(self, method: str, round_id: str, what: str = "") -> Any:
+        """The coordinator's answer about a round; if there is none of this id, the error says which may be meant."""
+        try:
+            return await self._connection.ask(method, "coordinator", f"/rounds/{round_id}{what}")
+        except NotFoundError:
+            newest = [one["round_id"] for one in await self.rounds()]
+        near = nearest_names(round_id, newest)
+        meant = f"; did you mean {near[0]}?" if near else ":" if newest else "; there is none yet"
+        where = " 'propeller status' lists the newest" if newest else ""
+        raise NotFoundError(f"there is no round {round_id}{meant}{where}")
 
 
 def _seconds(detail: Mapping[str, Any]) -> float:
