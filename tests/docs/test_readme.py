@@ -23,6 +23,7 @@ LEFT_OUT = Counter(
         "what make demo shows": 1,
         "the test of this page runs it in Python": 1,
         "tests/docs/test_program_pages.py has it learn": 1,
+        "tests/e2e/test_gallery.py has it learn": 1,
     }
 )
 """Blocks that are not run, by their reason."""
@@ -68,3 +69,8 @@ def test_what_is_not_run_is_run_elsewhere() -> None:
     page = read_page(README)
     assert Counter(page.left_out) == LEFT_OUT
     assert len(page.commands) >= 7
+
+
+def test_the_network_is_the_examples() -> None:
+    [network] = re.findall(r"^```python\n(class Net.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert network in (ROOT / "examples" / "digits_cnn" / "train.py").read_text()
