@@ -642,6 +642,19 @@ async def test_what_is_refused_names_the_field(
     assert (await world.http.get("/experiments")).json()["total"] == 0
 
 
+async def test_a_strategy_that_names_no_tensor_of_the_model_is_refused(world: World) -> None:
+    """When it is submitted, not by every device in its first round; ``check`` knows the model if the experiment names one."""
+    wrong = {"strategy": {"name": "sum", "min_devices": 1, "cells": ["counts"]}}
+    answer = await world.http.post("/experiments", json=spec(**wrong))
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith(
+        "strategy.cells: 'counts' matches no tensor of the model; there are "
+    )
+    named = spec(**wrong, model={"version": "latest"})
+    assert (await world.http.post("/experiments/check", json=named)).status_code == 400
+    assert (await world.http.get("/experiments")).json()["total"] == 0
+
+
 async def test_strategies_are_described(world: World) -> None:
     found = (await world.http.get("/strategies")).json()["strategies"]
     assert [one["name"] for one in found] == strategy_names()

@@ -196,7 +196,9 @@ def halves(*given: Any) -> Update:
 def test_scaffold_of_a_model_of_halves(device: Device, update: str) -> None:
     """The model's tensors and those that the program gives back are halves; the control variates are not."""
     base = {name: value.astype(np.float16) for name, value in BASE.items()}
-    document = device.run({"name": "scaffold", "control": True}, base, train=halves, update=json.dumps({"kind": update}))
+    document = device.run(
+        {"name": "scaffold", "control": True}, base, train=halves, update=json.dumps({"kind": update})
+    )
     y = {name: value.astype(np.float16).astype(np.float64) for name, value in descend(BASE).items()}
     control = {f"@control/{name}": (BASE[name] - y[name]) / (STEPS * LR) for name in BASE}
     sent = y if update == "weights" else {name: y[name] - BASE[name] for name in y}

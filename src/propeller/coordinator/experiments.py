@@ -23,6 +23,7 @@ from propeller.fl.experiment import (
     Request,
     ResumeRequested,
     StopRequested,
+    check_names,
     check_strategy,
     round_id,
 )
@@ -115,6 +116,7 @@ class Experiments:
         strategy = await self._pin_strategy(spec)
         version = await self._base_version(spec)
         specs = await self._registry.specs(version)
+        check_names(spec, specs)
         experiment = Experiment(experiment_id, spec, version)
         record = ExperimentRecord(experiment, steady_time(), spec.program, strategy)
         queued = NewEvent("state", record.created_at, {"state": record.state.value, "reason": None})
@@ -150,7 +152,7 @@ class Experiments:
         await self._central.check(spec, brings_dataset=brings_dataset)
         await self._pin_strategy(spec)
         if spec.model is not None:
-            await self._base_version(spec)
+            check_names(spec, await self._registry.specs(await self._base_version(spec)))
         return False
 
     async def pause(self, experiment_id: str) -> ExperimentRecord:

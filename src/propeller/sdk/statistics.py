@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,12 @@ from propeller.sdk.experiment import Experiment
 PROGRAM = "propeller/column_statistics.py"
 """The included program."""
 
-STRATEGY = {
-    "name": "sum",
+_PATTERNS = {
     "minimum": ["*.min"],
     "maximum": ["*.max", "*.centre", "*.low", "*.high"],
     "cells": ["*"],
 }
-"""How its updates become one; ``min_devices`` is beside it."""
+"""Which tensors are extremes, and which are left out where few devices have them: fields of the strategy."""
 
 _WHOLE = ("count", "missing")
 _NUMBERS = ("sum", "min", "max", "centre", "squares", "low", "high")
@@ -127,11 +127,16 @@ def statistics_experiment(
     lacking = [column for column in columns if bins and not extremes and column not in (ranges or {})]
     if lacking:
         raise InvalidError(f"ranges: {lacking[0]!r} has none, and without extremes a histogram needs one")
+    model = statistics_model(columns, bins=bins, extremes=extremes, hitters=hitters)
+    patterns = {
+        field: [pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in model)]
+        for field, patterns in _PATTERNS.items()
+    }
     given: dict[str, Any] = {
         "program": PROGRAM,
         "rounds": 2,
-        "strategy": {**STRATEGY, "min_devices": min_devices},
-        "model": statistics_model(columns, bins=bins, extremes=extremes, hitters=hitters),
+        "strategy": {"name": "sum", **patterns, "min_devices": min_devices},
+        "model": model,
         "hyperparams": {"ranges": {name: list(ends) for name, ends in ranges.items()}} if ranges else None,
         "min_updates": min_devices,
     }

@@ -27,6 +27,7 @@ from propeller.fl.experiment import (
     RoundRequest,
     StartRound,
     TimePassed,
+    check_names,
     step,
     wave_id,
 )
@@ -114,6 +115,7 @@ class SimulatedExperiment:
             raise InvalidError(
                 "evaluate.dataset: there is no such data: give it beside the clients' data, or evaluate on devices"
             )
+        check_names(spec, model)
         experiment = Experiment(experiment_id, spec, first_version)
         self._aggregator = aggregator or StrategyAggregator(spec.strategy.to_json())
         self.record = ExperimentRecord(experiment, 0.0, program, self._aggregator.strategy)

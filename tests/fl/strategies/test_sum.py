@@ -164,3 +164,32 @@ def test_memory_does_not_grow_with_the_number_of_updates() -> None:
         return found
 
     assert peak(40) < peak(4) * 1.2
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "text"),
+    [
+        (
+            "sum",
+            {"cells": ["a.bins", "*.bin"]},
+            r"strategy.cells: '\*.bin' matches no tensor of the model; there are a.bins, a.min$",
+        ),
+        ("sum", {"minimum": "a.mni"}, "strategy.minimum: 'a.mni' matches no tensor"),
+        ("sum", {"maximum": ["b.*"]}, r"strategy.maximum: 'b.\*' matches no tensor"),
+        ("fedavg", {"trained": ["lora_*"]}, r"strategy.trained: 'lora_\*' matches no tensor"),
+        ("fedper", {"personal": ["a.*", "head"]}, "strategy.personal: 'head' matches no tensor"),
+        ("bagging", {"free": ["trees"]}, "strategy.free: 'trees' matches no tensor"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(name: str, params: Any, text: str) -> None:
+    with pytest.raises(StrategyInputError, match=text):
+        create_strategy(name, params).check_names(["a.min", "a.bins"])
+
+
+def test_patterns_that_match_something() -> None:
+    names = [f"layer{number}.weight" for number in range(30)]
+    create_strategy(
+        "sum", {"minimum": ["layer1?.*"], "cells": ["*"], "trained": "layer3.weight"}
+    ).check_names(names)
+    with pytest.raises(StrategyInputError, match=r"there are layer0\.weight, .*layer26\.weight and 10 more$"):
+        create_strategy("sum", {"cells": ["layer"]}).check_names(names)

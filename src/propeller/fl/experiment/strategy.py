@@ -1,5 +1,7 @@
 """What an experiment's strategy asks of its rounds."""
 
+from collections.abc import Collection
+
 from propeller.errors import InvalidError
 from propeller.fl.strategies import Strategy, read_strategy
 from propeller.protocol.experiments import ExperimentSpec
@@ -46,6 +48,21 @@ def check_strategy(spec: ExperimentSpec) -> None:
     for field, some in {**chosen, "k_of_n": spec.k_of_n, "mode.buffer": buffer}.items():
         if some is not None and (field != "selection.fraction" or some < 1):
             strategy.check_sampling(field)
+
+
+def check_names(spec: ExperimentSpec, names: Collection[str]) -> None:
+    """Refuse a strategy that names a tensor which the model has not.
+
+    Args:
+        spec: of the experiment.
+        names: of the model's tensors.
+
+    Raises:
+        InvalidError: naming the field, the pattern and what there is.
+    """
+    strategy = _built_in(spec)
+    if strategy is not None:
+        strategy.check_names(names)
 
 
 def _installed(spec: ExperimentSpec) -> Strategy | None:

@@ -13,7 +13,7 @@ for which a strategy has a ``reduction`` of its own, such as a sum.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -178,7 +178,17 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
-Patterns = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)]
+class _OfTensors:
+    """Marks the fields of strategies that have patterns of tensors' names."""
+
+
+Patterns = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple), _OfTensors()
+]
+"""Names of tensors, which may have * and ?."""
+
+_MOST_NAMED = 20
+"""The most tensors that an error names."""
 
 
 class Strategy(BaseModel, ABC):
@@ -257,6 +267,27 @@ class Strategy(BaseModel, ABC):
         Raises:
             StrategyInputError: it has to know something more.
         """
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Check that each of its patterns matches a tensor of the model.
+
+        Args:
+            names: of the model's tensors.
+
+        Raises:
+            StrategyInputError: naming the field, the pattern and what there is.
+        """
+        for field_name, info in type(self).model_fields.items():
+            if not any(isinstance(one, _OfTensors) for one in info.metadata):
+                continue
+            for pattern in getattr(self, field_name):
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    some = sorted(names)
+                    more = f" and {len(some) - _MOST_NAMED} more" if len(some) > _MOST_NAMED else ""
+                    raise StrategyInputError(
+                        f"strategy.{field_name}: {pattern!r} matches no tensor of the model; "
+                        f"there are {', '.join(some[:_MOST_NAMED])}{more}"
+                    )
 
     def check_mode(self, mode: Mode) -> None:
         """Check that it is for experiments that gather updates in this way.
