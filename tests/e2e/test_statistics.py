@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +41,7 @@ def run(up: Up, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_file_gives_what_numpy_and_a_simulation_give(up: Up) -> None:
+def test_the_file_gives_what_numpy_and_a_simulation_give(up: Up, tmp_path: Path) -> None:
     run(up, "run", str(EXAMPLE), "--strict")
     shown = json.loads(run(up, "statistics", "--of", "wards", "--json"))
     for column in ("age", "dose"):
@@ -63,6 +65,10 @@ def test_the_file_gives_what_numpy_and_a_simulation_give(up: Up) -> None:
     assert all(np.array_equal(same[name], array) for name, array in model.items())
     table = run(up, "statistics", "--of", "wards").rstrip()
     assert [line.split() for line in table.splitlines()] == [line.split() for line in SHOWN.splitlines()]
+    file, picture = str(tmp_path / "latest.safetensors"), tmp_path / "result.svg"
+    run(up, "model", "export", str(history[-1]["model_version"]), file)
+    subprocess.run([sys.executable, EXAMPLE.parent / "draw.py", file, picture], check=True, timeout=60)
+    assert f"mean {shown['age']['mean']:.3g} -->" in picture.read_text()
     for one in history:
         for update in one["updates"]:
             assert (update["num_samples"], update["metrics"]) == (1, {})
