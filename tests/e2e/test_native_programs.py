@@ -1,4 +1,4 @@
-"""Native programs on a real stack: the scikit-learn example as its README says, from the file to a model that recognises digits."""
+"""Native programs on a real stack: the scikit-learn example as its README says, from the file to a model that recognises digits; and the same by a simulation."""
 
 import json
 import os
@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from propeller.fl.tensors import from_safetensors
 from propeller.sdk import Propeller
 from support import command_server
 from support.native_programs import compile_libraries
@@ -45,14 +47,25 @@ def run(folder: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedPr
 
 
 def test_scikit_learn_learns_on_three_devices(up: Up, example: Path) -> None:
-    # Not all of its rounds: each task imports scikit-learn, in two seconds.
+    # Not all of its rounds: fewer show the same.
     fewer = ("--set", "rounds=3", "--set", "evaluate.every=3")
     lines = run(example, "run", "experiment.toml", "--state", "../.propeller", *fewer).stdout.splitlines()
     assert lines[2].startswith("  round  1  updates 3/3  "), lines
     with Propeller.from_state(up.folder) as fl:
         [ran] = fl.experiments(name="scikit-learn")
         assert ran["state"] == "completed", ran
-        history = fl.experiment(ran["id"]).history()
+        handle = fl.experiment(ran["id"])
+        history, model = handle.history(), handle.model()
     scores = [one["metrics"]["accuracy"] for one in history if one.get("kind") == "evaluate"]
     assert scores, json.dumps(history)[:2000]
     assert scores[-1] > 0.85
+
+    shown = run(example, "simulate", "experiment.toml", "--out", "result", *fewer).stdout
+    assert "completed: 3 rounds, 12 tasks" in shown, shown
+    simulated, _ = from_safetensors((example / "result" / "latest.safetensors").read_bytes())
+    assert simulated.keys() == model.keys()
+    for name, tensor in model.items():
+        same = np.asarray(simulated[name])
+        assert (same.dtype, same.tobytes()) == (tensor.dtype, tensor.tobytes()), name
+    told = json.loads((example / "result" / "history.json").read_text())["rounds"]
+    assert [one["metrics"] for one in told] == [one["metrics"] for one in history]

@@ -208,6 +208,14 @@ def simulate(
         str | None,
         typer.Option(metavar="HOST:PORT", help="The head of a Ray cluster, on whose nodes clients run."),
     ] = None,
+    native_python: Annotated[
+        Path | None,
+        typer.Option(
+            "--native-python",
+            metavar="PYTHON",
+            help="Run a native program with this interpreter and its libraries.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write history, models and a plot here.")
     ] = None,
@@ -229,6 +237,7 @@ def simulate(
         strategy_program,
         workers,
         ray,
+        native_python,
         out,
         as_json,
         labels,

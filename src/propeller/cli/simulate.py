@@ -42,6 +42,7 @@ class Options:
     strategy_program: str | None = None
     workers: int | None = None
     ray: str | None = None
+    native_python: Path | None = None
     out: Path | None = None
     as_json: bool = False
     labels: bool = False
@@ -133,6 +134,7 @@ def _simulate(
             or _file_beside(described, described.spec.strategy.program),
             workers=spec.workers,
             ray=spec.ray,
+            native_python=_interpreter(described, spec, options),
             first_version=spec.first_version,
             observe=shown.observe,
             notify=shown.notify,
@@ -190,6 +192,13 @@ def _print_summary(console: Console, ended: Simulation, out: Path | None) -> Non
     if out is not None:
         names = ", ".join(sorted(file.name for file in out.iterdir()))
         console.print(f"written to {escape(str(out))}: {escape(names)}", soft_wrap=True)
+
+
+def _interpreter(described: ExperimentFile, spec: SimulationSpec, options: Options) -> Path | None:
+    """The interpreter of a native program: of the file, relative to that, or of the command line."""
+    if options.native_python is not None:
+        return options.native_python
+    return None if spec.native_python is None else described.folder / spec.native_python
 
 
 def _file_beside(described: ExperimentFile, program: str | None) -> str | Path | None:

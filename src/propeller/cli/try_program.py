@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.native.build import metadata_of, native_program
-from propeller.native.interpreter import Interpreter
+from propeller.native.interpreter import Interpreter, chosen_python
 from propeller.native_program import is_native
 from propeller.process import parent_death
 from propeller.process.control_characters import escape_controls, escape_line
@@ -38,15 +38,15 @@ from propeller.proplet.inputs import split_dataset
 from propeller.proplet.updates import parse_program_output
 from propeller.protocol.evaluations import EVALUATE
 from propeller.protocol.models import LARGE_BYTES
-from propeller.protocol.wire import MalformedMessageError, decode_trusted, read_count
-from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
+from propeller.wasm.owners_limits import MEMORY_SETTING, owners_limits
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.runtimes import runtimes_folder, user_cache
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_inputs import MAX_ENV_BYTES, TENSORS_FILE
 from propeller.wasm.template_client import SandboxError
 
 PROPLET_ID = "try"
-_MEMORY = "PROPLET_TASK_MEMORY"
 
 _MAX_VARIABLE_BYTES = 32 * 4096
 """``MAX_ARG_STRLEN``: execve(2)."""
@@ -250,7 +250,11 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits | None = None) ->
             if program.suffix == ".py" and not metadata_of(program).native
             else asyncio.run(
                 _run_sandboxed(
-                    program, trial, _of_device(limits or Limits()).lowered(trial.limits), cache, state.folder
+                    program,
+                    trial,
+                    owners_limits(limits or Limits()).lowered(trial.limits),
+                    cache,
+                    state.folder,
                 )
             )
         )
@@ -265,25 +269,12 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits | None = None) ->
     if outcome.metrics:
         _print_note(_resources_used(outcome.metrics))
     if outcome.limit == "memory_bytes":
-        _print_note(f"{_MEMORY}=BYTES gives a task more memory: here as on the device, whose owner sets it")
+        _print_note(
+            f"{MEMORY_SETTING}=BYTES gives a task more memory: here as on the device, whose owner sets it"
+        )
     if error is not None:
         _print_note(f"error: {error}")
     return 0 if error is None else 1
-
-
-def _of_device(limits: Limits) -> Limits:
-    """With the memory that a device's owner gives to tasks, where that is said: the import of a large library alone takes more than the default.
-
-    Raises:
-        StartError: It is no number of bytes.
-    """
-    given = os.environ.get(_MEMORY)
-    if not given:
-        return limits
-    memory = read_count(given, 16)
-    if memory is None or memory < MIB:
-        raise StartError(f"{_MEMORY}: {given!r:.40} is no number of bytes, of 1048576 or more")
-    return replace(limits, memory_bytes=memory)
 
 
 def _passed(env: Mapping[str, str]) -> dict[str, str]:
@@ -391,9 +382,7 @@ def _content_of(program: Path) -> bytes:
 
 
 def _interpreter(cache: Path) -> Interpreter:
-    """What runs native programs here: the device's, where this is one, else the Python that runs this."""
-    chosen = os.environ.get("PROPLET_NATIVE_PYTHON") or sys.executable
-    return Interpreter.find(Path(chosen), threads=os.cpu_count() or 1, keep_out=[cache])
+    return Interpreter.find(chosen_python(), threads=os.cpu_count() or 1, keep_out=[cache])
 
 
 def _run_natively(

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,34 +96,37 @@ class Interpreter:
     version: tuple[int, ...] = field(default=())
 
     @classmethod
-    def find(cls, command: Path, *, threads: int = 1, keep_out: Iterable[Path] = ()) -> Self:
+    def find(
+        cls, command: Path, *, threads: int = 1, keep_out: Iterable[Path] = (), setting: str = SETTING
+    ) -> Self:
         """Ask an interpreter what it is; runs it.
 
         Args:
             command: its file, as the owner named it.
             threads: how many each task is to compute with.
             keep_out: folders that no task may read, such as the proplet's own.
+            setting: what named the file, for errors.
 
         Raises:
             StartError: it cannot run native programs; the text says why, and the remedy.
         """
-        told = _ask(command)
+        told = _ask(command, setting)
         version = tuple(int(part) for part in told["version"])
         if version < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise StartError(
-                f"{SETTING}: {command} is Python {'.'.join(map(str, version))}: {oldest} or newer is needed"
+                f"{setting}: {command} is Python {'.'.join(map(str, version))}: {oldest} or newer is needed"
             )
         if not told["numpy"]:
             raise StartError(
-                f"{SETTING}: {command} has no NumPy, which native programs are given arrays of: {command} -m pip install numpy"
+                f"{setting}: {command} has no NumPy, which native programs are given arrays of: {command} -m pip install numpy"
             )
         libraries = _libraries(told)
         for folder in map(Path.resolve, keep_out):
             inside = [one for one in libraries if folder.is_relative_to(Path(one).resolve())]
             if inside:
                 raise StartError(
-                    f"{SETTING}: {command} imports from {inside[0]}, which has the proplet's own {folder} in it: use an environment of "
+                    f"{setting}: {command} imports from {inside[0]}, which has the proplet's own {folder} in it: use an environment of "
                     "its own (python -m venv), or put PROPLET_STATE elsewhere"
                 )
         readable = [*libraries, *(one for one in _SYSTEM if os.path.exists(one))]  # noqa: PTH110
@@ -179,6 +183,11 @@ class Interpreter:
         )
 
 
+def chosen_python(given: Path | None = None) -> Path:
+    """What runs native programs outside of a fleet: the interpreter that was asked for, the device's where this is one, else the Python that runs this."""
+    return given or Path(os.environ.get(SETTING) or sys.executable)
+
+
 _THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -188,7 +197,7 @@ _THREADS = (
 )
 
 
-def _ask(command: Path) -> Mapping[str, Any]:
+def _ask(command: Path, setting: str) -> Mapping[str, Any]:
     try:
         done = subprocess.run(  # noqa: S603 - the owner's own
             [command, "-I", "-B", "-c", _ASK],
@@ -200,15 +209,15 @@ def _ask(command: Path) -> Mapping[str, Any]:
             check=False,
         )
     except OSError as error:
-        raise StartError(f"{SETTING}: {command} cannot be run: {error.strerror}") from None
+        raise StartError(f"{setting}: {command} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
-        raise StartError(f"{SETTING}: {command} has not answered for {_ASKED_WITHIN_S:g} s") from None
+        raise StartError(f"{setting}: {command} has not answered for {_ASKED_WITHIN_S:g} s") from None
     try:
         told: Mapping[str, Any] = json.loads(done.stdout)
     except ValueError:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise StartError(
-            f"{SETTING}: {command} is no Python that runs: {said[-1] if said else f'it exited with {done.returncode}'}"
+            f"{setting}: {command} is no Python that runs: {said[-1] if said else f'it exited with {done.returncode}'}"
         ) from None
     return told
 

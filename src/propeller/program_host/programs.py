@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from propeller.digests import digest_of
 from propeller.errors import PropellerError, UnavailableError, UnprocessableError
+from propeller.native_program import is_native
 from propeller.oci.allowed import AllowedRegistries
 from propeller.oci.client import RegistryClient
 from propeller.oci.credentials import Credential, logins_for
@@ -51,6 +52,7 @@ class HostSettings:
         allowed: the registries that programs may come from; any, if others than the user cannot name one.
         signers: of whom one must have signed a program, if there are any.
         runtimes: the folder of shared runtimes that were made on this machine, if programs are to find theirs there.
+        keeps_native: whether native programs are fetched, too, for one who has them run elsewhere: none runs here.
     """
 
     service: str
@@ -63,6 +65,7 @@ class HostSettings:
     allowed: AllowedRegistries | None = None
     signers: Signers | None = None
     runtimes: Path | None = None
+    keeps_native: bool = False
 
     @property
     def login_help(self) -> str:
@@ -251,4 +254,7 @@ class ProgramHost:
                 return
             content = io.BytesIO()
             await client.fetch(Reference.parse(program.reference), digest, content)
-            await sandbox.add(digest, content.getvalue(), self._settings.limits)
+            keep = (
+                sandbox.keep if self._settings.keeps_native and is_native(content.getvalue()) else sandbox.add
+            )
+            await keep(digest, content.getvalue(), self._settings.limits)

@@ -150,6 +150,8 @@ class SimulationSpec(StrictMessage):
     """Processes that run clients; default: one a core."""
     ray: str | None = None
     """``HOST:PORT`` of a Ray cluster's head, on whose nodes these are."""
+    native_python: str | None = None
+    """The interpreter of a native program; default: the device's (``PROPLET_NATIVE_PYTHON``), else the one that runs this."""
     first_version: Annotated[int, Field(ge=0)] = 1
     """The number of the model to start from: programs may draw by it."""
 

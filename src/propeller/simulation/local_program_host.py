@@ -114,4 +114,5 @@ class LocalProgramHost:
             _CACHE_BYTES,
             programs,
             runtimes=runtimes_folder(),
+            keeps_native=True,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, get_args
 
 from propeller.errors import UnavailableError
+from propeller.simulation.client_data import Part
 
 _MAX_LINE_BYTES = 16 * 1024 * 1024
 
@@ -29,6 +30,7 @@ class WorkerSetup:
         models: the folder with the models of rounds.
         states: the folder with what programs keep between rounds.
         limits: of each task, by their names.
+        native_python: the interpreter of a native program, which ``artifact`` is then.
     """
 
     parent: int
@@ -42,6 +44,7 @@ class WorkerSetup:
     models: str
     states: str
     limits: Mapping[str, Any]
+    native_python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class RoundTask:
     strategy: str | None
     split: Mapping[str, Any] | None
     update: Mapping[str, Any]
+
+    @property
+    def part(self) -> Part | None:
+        """Which of a client's samples its task is given; ``None``: all of them."""
+        if self.split is None:
+            return None
+        return Part(self.split["holdout"], self.split["seed"], evaluates=self.evaluates)
 
 
 @dataclass(frozen=True)

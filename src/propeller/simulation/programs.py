@@ -11,7 +11,7 @@ from typing import Self
 
 from propeller.digests import digest_of
 from propeller.errors import InvalidError, StartError
-from propeller.native_program import NATIVE_ENDING
+from propeller.native_program import NATIVE_ENDING, is_native
 from propeller.sdk.programs import program_file as find_file
 from propeller.simulation.workers import WorkerProgram
 from propeller.wasm.layers import runtime_of
@@ -46,6 +46,24 @@ class Program:
     def pinned(self, name: str) -> str:
         """A reference that names exactly it; ``name`` is what the experiment calls it."""
         return self.reference if "@" in self.reference else f"{name}@{self.digest}"
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is a native program."""
+        return is_native(self.content)
+
+    def native(self, python: Path | None, folder: Path) -> WorkerProgram:
+        """It as workers take a native program: a file in ``folder``, the simulation's, and what runs it; ``python``, if that is given.
+
+        Raises:
+            StartError, ProgramError: it cannot run here; the text says why.
+        """
+        from propeller.simulation.native_python import check_native  # what only native programs need
+
+        python = check_native(self.content, self.reference, python, folder)
+        file = folder / "program.native"
+        file.write_bytes(self.content)
+        return WorkerProgram(file, component=False, host_tensors=False, native_python=python)
 
     def compile(self, limits: Limits) -> WorkerProgram:
         """Compile it, as a proplet does: in a process of its own, kept for the next time.

@@ -31,6 +31,7 @@ from propeller.simulation.ray_cluster import connect
 from propeller.simulation.ray_nodes import NodePlan, RayNodes
 from propeller.simulation.scratch_folder import no_room, scratch_folder
 from propeller.simulation.workers import ClientRunner, SharedFolders, WorkerPool, workers_folder
+from propeller.wasm.owners_limits import owners_limits
 from propeller.wasm.program_run import Limits
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def simulate(
     strategy_program: str | Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    native_python: str | Path | None = None,
     first_version: int = 1,
     observe: Observe | None = None,
     notify: Callable[[str], None] | None = None,
@@ -139,6 +141,8 @@ def simulate(
         strategy_program: likewise of a strategy that is a program.
         workers: processes that run clients; default: one a core.
         ray: ``HOST:PORT`` of the head of a Ray cluster that this machine is part of, on whose nodes the workers are. The result is the same.
+        native_python: the interpreter that runs a native program, as on a device. Default: that of ``PROPLET_NATIVE_PYTHON``, else the
+            one that runs this.
         first_version: the number of the model to start from, as programs may draw by it.
         observe: called whenever a round has changed its state.
         notify: called with what a person should know, as that a node of the cluster is lost; default: a warning.
@@ -162,6 +166,7 @@ def simulate(
         "devices": {} if devices is None or isinstance(devices, VirtualDevices) else devices,
         "workers": workers,
         "ray": ray,
+        "native_python": None if native_python is None else str(native_python),
         "first_version": first_version,
     }
     described = SimulationSpec.decode({name: plain(value, name) for name, value in told.items()})
@@ -173,10 +178,9 @@ def simulate(
         test=described.test,
         devices=devices if isinstance(devices, VirtualDevices) else described.devices.to_devices(),
     )
-    limits = Limits().lowered(spec.limits)
+    limits = owners_limits(Limits()).lowered(spec.limits)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_explain_full_disk())
-        cluster = None if described.ray is None else stack.enter_context(connect(described.ray))
         folder = stack.enter_context(scratch_folder())
 
         @functools.cache
@@ -190,6 +194,9 @@ def simulate(
             return find_program(given, folder, lambda reference: program_host().fetch(reference), field)
 
         found = find(spec.program if program is None else program, "program")
+        if found.is_native:
+            _check_native_use(experiment, described)
+        cluster = None if described.ray is None else stack.enter_context(connect(described.ray))
         aggregator: RoundAggregator | None = None
         if spec.strategy.program is not None:
             from propeller.simulation.program_aggregator import ProgramAggregator
@@ -201,9 +208,14 @@ def simulate(
         models = ModelFiles()
         runner: ClientRunner
         if cluster is None:
-            compiled = found.compile(limits)
+            if found.is_native:
+                python = None if described.native_python is None else Path(described.native_python)
+                # What a task keeps is moved there: on the same file system.
+                compiled, theirs = found.native(python, folder), folder
+            else:
+                compiled = found.compile(limits)
+                theirs = stack.enter_context(workers_folder(folder, limits, described.workers))
             shared = SharedFolders.fill(folder, models.folder, fleet.data, fleet.central)
-            theirs = stack.enter_context(workers_folder(folder, limits, described.workers))
             runner = stack.enter_context(WorkerPool(compiled, shared, theirs, limits, described.workers))
         else:
             plan = NodePlan(found, fleet.data, fleet.central, limits)
@@ -226,6 +238,23 @@ def simulate(
         )
         ended.run()
     return Simulation(ended, fleet, time.monotonic() - began)
+
+
+def _check_native_use(experiment: Experiment, described: SimulationSpec) -> None:
+    """See that a native program is asked for nothing that none does.
+
+    Raises:
+        InvalidError: it is.
+    """
+    if described.ray is not None:
+        raise InvalidError(
+            "ray: a native program is simulated on this machine alone, whose interpreter is known: leave ray out"
+        )
+    evaluate = experiment.spec.evaluate
+    if evaluate is not None and evaluate.on == "central":
+        raise InvalidError(
+            'evaluate.on: a native program is evaluated on devices alone, here as on a fleet: on = "devices"'
+        )
 
 
 @contextlib.contextmanager

@@ -11,23 +11,17 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import wasmtime
 from cachetools import LRUCache
 
-from propeller.coordinator.updates import read_update, received_message, to_document
-from propeller.errors import PropellerError
-from propeller.fl.tensors import TensorSpec, from_safetensors, to_json
-from propeller.proplet.errors import TaskError
-from propeller.proplet.updates import parse_program_output
-from propeller.protocol.rounds import UpdateHeader, UpdateMessage
+from propeller.fl.tensors import from_safetensors, to_json
 from propeller.protocol.task import encode_json
 from propeller.simulation.client_data import ClientData, Part, open_client_data
-from propeller.simulation.compression import ClientCompressor
+from propeller.simulation.client_reports import ClientReports, fault_report
 from propeller.simulation.messages import (
     ClientReport,
     ClientTask,
@@ -41,7 +35,6 @@ from propeller.tensors.files import Source
 from propeller.tensors.numpy_machine import ArrayFiles
 from propeller.tensors.routine import Routine
 from propeller.wasm import confinement, folder_contents
-from propeller.wasm.folder_contents import OutputError
 from propeller.wasm.guest_program import error_cause, load_program, make_program
 from propeller.wasm.host_tensors import Given
 from propeller.wasm.instance_pool import pool_bytes
@@ -88,24 +81,20 @@ class ClientWorker:
         self._round = RoundTask(-1, {}, evaluates=False, model="", strategy=None, split=None, update={})
         self._sources: dict[str, Source] = {}
         self._model_json = b""
-        self._specs: dict[str, TensorSpec] = {}
         self._part: Part | None = None
         self._written: set[str] = set()
-        self._compressor = ClientCompressor(self._folder / "compress")
+        self._reports = ClientReports(self._states, self._folder / "compress")
         self._routines: LRUCache[str, Routine] = LRUCache(_KEPT_ROUTINES)
 
     def begin_round(self, task: RoundTask) -> None:
         """Take over what the clients of a round have in common."""
         self._round = task
+        self._reports.begin_round(task)
         self._sources = {"model": _packed(task.model)}
         self._model_json = b""
         if task.strategy is not None:
             self._sources["strategy"] = _packed(task.strategy)
-        self._specs = {name: TensorSpec(dtype, tuple(shape)) for name, (dtype, shape) in task.update.items()}
-        split = task.split
-        self._part = (
-            None if split is None else Part(split["holdout"], split["seed"], evaluates=task.evaluates)
-        )
+        self._part = task.part
         self._clear("in")
         for name, content in self._layer_files.items():
             (self._folder / "in" / name).write_bytes(content)
@@ -118,12 +107,8 @@ class ClientWorker:
         """Run a client's task."""
         try:
             return self._run(task)
-        except (PropellerError, OutputError) as fault:
-            return ClientReport(task.id, error=str(fault)), b""
         except Exception as fault:  # noqa: BLE001 - told where the simulation was started
-            return ClientReport(
-                task.id, error=f"a fault of the simulation: {type(fault).__name__}: {fault}"
-            ), b""
+            return fault_report(task, fault), b""
         finally:
             self._clear_written()
 
@@ -137,7 +122,10 @@ class ClientWorker:
             error, stdout = self._run_program(task, env)
         if error is not None:
             return ClientReport(task.id, error=error), b""
-        report, content = self._read_output(task, stdout, env)
+        tensors = None
+        if "out" in self._written and (file := self._folder / "out" / TENSORS_FILE).exists():
+            tensors = file.read_bytes()
+        report, content = self._reports.read(task, stdout, tensors, env)
         return replace(report, kept=self._keep_state(task)), content
 
     def _run_program(self, task: ClientTask, env: dict[str, str]) -> tuple[str | None, bytes]:
@@ -201,45 +189,6 @@ class ClientWorker:
         words = _content(2, _LAST_LINE_BYTES)
         return any(name in words for name in _DOCUMENTS)
 
-    def _read_output(
-        self, task: ClientTask, stdout: bytes, env: Mapping[str, str]
-    ) -> tuple[ClientReport, bytes]:
-        """What the program left, checked as a proplet checks it, and then as a coordinator does.
-
-        Raises:
-            PropellerError: it does not count.
-        """
-        tensors = None
-        if "out" in self._written and (file := self._folder / "out" / TENSORS_FILE).exists():
-            tensors = file.read_bytes()
-        output = parse_program_output(stdout, tensors, env, task.proplet_id)
-        if self._round.evaluates:
-            return ClientReport(task.id, header=_fields_of(output.header)), b""
-        residual = None if task.residual is None else Path(task.residual)
-        sent, left = self._compressor.compress(output, env, Path(self._round.model), residual)
-        if not isinstance(sent.body, bytes):
-            raise TaskError("the update is in a file, and was read into memory")
-        if sent is output and isinstance(output.header, UpdateMessage):
-            update = received_message(output.header, output.size)
-        else:
-            update = read_update(sent.media_type, sent.body, coding=sent.coding, max_bytes=output.size + MIB)
-        content = to_document(update, self._specs).content
-        if not isinstance(content, bytes) or update.transfer is None:
-            raise TaskError("the update's document is in a file, and is read into memory")
-        if left is not None:
-            kept = self._states / f"{task.client}-{task.id}.residual"
-            folder_contents.copy_file(left, kept)
-            left.unlink()
-            left = kept
-        report = ClientReport(
-            task.id,
-            header=_fields_of(update.header),  # compression makes a difference of weights
-            bytes=len(content),
-            transfer=vars(update.transfer),
-            residual=None if left is None else str(left),
-        )
-        return report, content
-
     # The program's files ---------------------------------------------------------------------------------------
 
     def _give_round_files(self) -> None:
@@ -284,10 +233,6 @@ def _packed(file: str) -> Source:
     """The tensors of a file, each of which is read once: programs share them, and change none."""
     found = ArrayFiles(Path()).packed(Path(file))
     return {name: (spec, functools.cache(read)) for name, (spec, read) in found.items()}
-
-
-def _fields_of(header: UpdateHeader) -> dict[str, Any]:
-    return header.model_dump(mode="json", exclude={"update"}, exclude_none=True)
 
 
 def _content(descriptor: int, most: int) -> bytes:

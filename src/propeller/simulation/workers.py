@@ -42,6 +42,8 @@ _MAX_TOGETHER = 16
 """Tasks that a worker is given at once."""
 _GRACE_S = 1.0
 """Beyond a task's wall time, for what is not the program."""
+_NATIVE_GRACE_S = 60.0
+"""Likewise of a native program, whose time the worker's own sandbox looks after."""
 
 
 class ClientRunner(Protocol):
@@ -77,12 +79,13 @@ class SharedFolders:
 
 @dataclass(frozen=True)
 class WorkerProgram:
-    """A compiled program as workers load it."""
+    """A program as workers load it: compiled, or a native one with the interpreter that runs it."""
 
     artifact: Path
     component: bool
     host_tensors: bool
     layer: bytes | None = None
+    native_python: Path | None = None
 
     @classmethod
     def of(cls, program: CachedProgram) -> Self:
@@ -130,6 +133,7 @@ class WorkerPool:
             models=str(shared.models),
             states=str(shared.states),
             limits=vars(limits),
+            native_python=None if program.native_python is None else str(program.native_python),
         )
         self._workers = [
             _Worker(replace(setup, folder=str(folder / f"worker-{number}")), limits.wall_time_s)
@@ -241,6 +245,9 @@ class _Worker:
 
     def __init__(self, setup: WorkerSetup, wall_time_s: float) -> None:
         self._setup, self._wall_time_s = setup, wall_time_s
+        is_native = setup.native_python is not None
+        self._module = f"propeller.simulation.{'native_worker' if is_native else 'worker'}"
+        self._late_s = wall_time_s + (_NATIVE_GRACE_S if is_native else _GRACE_S)
         self._process: subprocess.Popen[bytes] | None = None
         self._round = -1
         self._busy_since: float | None = None
@@ -292,7 +299,7 @@ class _Worker:
     def end_if_late(self) -> None:
         """End a task that runs longer than it may."""
         since, process = self._busy_since, self._process
-        if since is None or process is None or time.monotonic() - since <= self._wall_time_s + _GRACE_S:
+        if since is None or process is None or time.monotonic() - since <= self._late_s:
             return
         self._was_late = True
         process.kill()
@@ -332,8 +339,8 @@ class _Worker:
             "MKL_NUM_THREADS": "1",
         }
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "propeller.simulation.worker"],
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-P", "-m", self._module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,

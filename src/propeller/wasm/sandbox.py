@@ -66,7 +66,7 @@ NOT_SWITCHED_ON = (
     "[native] of PROPLET_POLICY whose programs it runs"
 )
 
-ON_DEVICES_ALONE = "a native program runs on devices alone, with their Python: on a stack (propeller up --native-python PYTHON), or here with propeller try"
+ON_DEVICES_ALONE = "a native program runs on devices alone, with their Python: on a stack (propeller up --native-python PYTHON), or here with propeller try and simulate"
 
 _PROGRAMS = "programs"
 _CACHE_BYTES = 1024 * MIB
