@@ -22,6 +22,7 @@ NATIVE_ENDING = ".native"
 
 MAX_DEPENDENCIES = 64
 MAX_REQUIREMENT_CHARACTERS = 256
+MAX_IMPORTS = 256
 
 _TYPE = "script"
 _BLOCK = re.compile(r"(?m)^# /// (?P<type>[a-zA-Z0-9-]+)$\s(?P<content>(^#(| .*)$\s)+)^# ///$")
@@ -42,6 +43,7 @@ class NativeProgram:
         functions: the modes of tasks that it has a function for.
         requires_python: a specifier of versions, or empty.
         dependencies: of distributions (PEP 508), such as ``scikit-learn>=1.4``.
+        imports: the modules that it imports and does not have, which a device may import ahead of its tasks.
     """
 
     script: str
@@ -49,6 +51,7 @@ class NativeProgram:
     functions: tuple[str, ...] = ()
     requires_python: str = ""
     dependencies: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """The file: the same bytes for the same program."""
@@ -58,6 +61,7 @@ class NativeProgram:
             "requires_python": self.requires_python,
             "dependencies": list(self.dependencies),
             "functions": list(self.functions),
+            "imports": list(self.imports),
             "modules": dict(sorted(self.modules.items())),
         }
         return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
@@ -85,7 +89,10 @@ class NativeProgram:
             raise NativeProgramError("script: must be the name of a module that is there")
         functions = [name for name in _texts(fields, "functions") if name in FUNCTIONS]
         requires_python, dependencies = _requirements(python or "", _texts(fields, "dependencies"))
-        return cls(script, modules, tuple(functions), requires_python, dependencies)
+        imports = _texts(fields, "imports")
+        if len(imports) > MAX_IMPORTS or not all(map(_is_module, imports)):
+            raise NativeProgramError(f"imports: must be at most {MAX_IMPORTS} names of modules")
+        return cls(script, modules, tuple(functions), requires_python, dependencies, tuple(imports))
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,10 @@ def _texts(fields: Any, name: str) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise NativeProgramError(f"{name}: must be a list of texts")
     return found
+
+
+def _is_module(name: str) -> bool:
+    return len(name) <= MAX_REQUIREMENT_CHARACTERS and all(map(str.isidentifier, name.split(".")))
 
 
 def _requirements(python: Any, dependencies: list[str]) -> tuple[str, tuple[str, ...]]:

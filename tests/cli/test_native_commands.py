@@ -113,11 +113,21 @@ def test_the_example_can_be_tried(tmp_path: Path) -> None:
     assert json.loads(tried.stdout)["metrics"]["accuracy"] > 0.8
 
 
-def test_a_simulation_refuses_it_and_says_where_it_runs(project: Path) -> None:
-    (project / "experiment.toml").write_text(
-        'name = "x"\nprogram = "train.py"\nrounds = 1\n[model]\nw = [0.0]\n[data]\nfiles = ["data.json"]\n'
-    )
+def test_it_is_simulated_with_an_interpreter_that_can_be_named(project: Path) -> None:
+    fields = 'name = "x"\nprogram = "train.py"\nrounds = 1\n[hyperparams]\nlr = 0.5\n[model]\nw = [1.0]\n[data]\nfiles = ["data.json"]\n'
+    file = project / "experiment.toml"
+    file.write_text(fields)
+    ran = json.loads(run(project, "simulate", "experiment.toml", "--json").stdout)
+    assert (ran["state"], ran["done"], ran["history"][0]["failures"]) == ("completed", 1, [])
+    said = run(project, "simulate", "experiment.toml", "--native-python", "/no/python", code=1).stderr
+    assert "native_python: /no/python cannot be run" in said
+    file.write_text(f'{fields}[simulation]\nnative_python = "mine/python"\n')
     said = run(project, "simulate", "experiment.toml", code=1).stderr
-    assert "program: train.py: a native program runs on devices alone, with their Python" in said.replace(
-        f"{project}/", ""
-    )
+    assert "mine/python cannot be run" in said
+
+
+def test_what_it_imports_is_noted_in_the_file(project: Path) -> None:
+    """A device imports that ahead of tasks, if it is of what the program requires."""
+    (project / "helper.py").write_text("def twice(x):\n    import sklearn.base, os.path\n    return 2 * x\n")
+    run(project, "build", "train.py")
+    assert json.loads((project / "train.native").read_text())["imports"] == ["numpy", "sklearn.base"]

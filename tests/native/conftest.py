@@ -19,6 +19,8 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
         await eventually(
             lambda: all(map(is_waiting, children(made.template_pid))), 2, "the tasks' processes are gone"
         )
+        if (warm := made.native_template_pid) is not None:
+            await eventually(lambda: not children(warm), 2, "the forked tasks' processes are gone")
         await eventually(
             lambda: (
                 not any(True for own in (tmp_path / "sandbox" / "tasks").iterdir() for _ in own.iterdir())

@@ -1,5 +1,6 @@
 """Native programs of virtual clients: run as on a device, repeatable, and each client's failure its own."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ import psutil
 import pytest
 
 from propeller.errors import PropellerError
+from propeller.native.build import metadata_of, native_program
+from propeller.oci.client import RegistryClient
+from propeller.oci.reference import Reference
 from propeller.sdk import Experiment
 from propeller.simulation import Simulation, simulate
 from support.native_programs import training
+from support.registries import embedded
 
 METADATA = '# /// script\n# dependencies = ["numpy>=1.20"]\n#\n# [tool.propeller]\n# native = true\n# ///'
 FEATURES = 3
@@ -33,7 +38,7 @@ def documents(count: int) -> list[dict[str, Any]]:
     return made
 
 
-def run(program: Path, *, clients: int = 3, **fields: Any) -> Simulation:
+def run(program: str | Path, *, clients: int = 3, **fields: Any) -> Simulation:
     more = {name: fields.pop(name) for name in ("workers", "native_python", "ray") if name in fields}
     given = {
         "program": "mine",
@@ -191,3 +196,16 @@ def test_the_owners_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "memory_bytes" in str(refused.reason)
     monkeypatch.setenv("PROPLET_TASK_MEMORY", "2000000000")
     assert run(program, clients=1, rounds=1).state == "completed"
+
+
+async def test_a_program_by_its_reference(tmp_path: Path) -> None:
+    program = script(tmp_path, DRAWS)
+    content = native_program(program, metadata_of(program)).encode()
+    async with embedded(tmp_path / "artifacts") as registry:
+        reference = f"{registry}/mine:v1"
+        async with RegistryClient() as client:
+            await client.push(Reference.parse(reference), content)
+        fetched = await asyncio.to_thread(run, reference)
+    assert fetched.state == "completed", fetched.reason
+    assert fetched.status()["program"].startswith(f"{registry}/mine@sha256:")
+    assert fetched.model()["w"].tobytes() == run(program).model()["w"].tobytes()

@@ -353,7 +353,8 @@ async def _run_sandboxed(
     digest = digest_of(content)
     native = _interpreter(cache) if is_native(content) else None
     try:
-        async with Sandbox(cache, runtimes=runtimes_folder(), native=native) as sandbox:
+        # One run: no template of native programs is worth its while.
+        async with Sandbox(cache, runtimes=runtimes_folder(), native=native, native_memory=0) as sandbox:
             if native is not None:
                 await sandbox.keep(digest, content, limits)
             else:

@@ -5,11 +5,17 @@ from pathlib import Path
 from propeller.digests import digest_of
 from propeller.errors import InvalidError
 from propeller.fl.requirements import check_requirements
-from propeller.native_program import NATIVE_ENDING, NativeProgram, NativeProgramError, ScriptMetadata
+from propeller.native_program import (
+    MAX_IMPORTS,
+    NATIVE_ENDING,
+    NativeProgram,
+    NativeProgramError,
+    ScriptMetadata,
+)
 from propeller.process.files import write_durably
 from propeller.protocol.requirements import Requirements
 from propeller.wasm.build import BuildError, BuildResult, build
-from propeller.wasm.build.sources import collect_sources, functions_in
+from propeller.wasm.build.sources import collect_sources, foreign_imports, functions_in
 
 
 def metadata_of(script: Path) -> ScriptMetadata:
@@ -83,4 +89,5 @@ def native_program(script: Path, metadata: ScriptMetadata) -> NativeProgram:
         tuple(functions),
         metadata.requires_python,
         metadata.dependencies,
+        foreign_imports(sources)[:MAX_IMPORTS],
     )

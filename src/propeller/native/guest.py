@@ -12,10 +12,11 @@ from pathlib import Path
 from propeller.program import command, layer, library_arrays
 from propeller.tensors import session
 from propeller.wasm import confinement
+from propeller.wasm.task_users import TaskUser
 
 _DOCUMENT_FD = 3
 _PROGRAM = Path("in/.program")
-_CANNOT = 71
+CANNOT = 71
 """The exit code of a process that could not confine itself (``EX_OSERR`` of sysexits.h): the program was not loaded."""
 
 
@@ -24,17 +25,17 @@ def main() -> None:
     try:
         with open(_DOCUMENT_FD, "rb") as file:
             document = json.load(file)
-        _confine(document["readable"], document["writable"])
+        confine(document["readable"], document["writable"])
     except (OSError, ValueError, KeyError) as error:
         sys.stderr.write(f"sandbox: {error}\n")
-        sys.exit(_CANNOT)
+        sys.exit(CANNOT)
     sys.argv[:] = ["program"]
     os.environ.update(document["env"])
-    sys.exit(_run())
+    sys.exit(run())
 
 
-def _confine(readable: list[str], writable: list[str]) -> None:
-    """Give up everything else.
+def confine(readable: list[str], writable: list[str], user: TaskUser = TaskUser()) -> None:  # noqa: B008 - frozen
+    """Give up everything else, as ``user``.
 
     Raises:
         OSError: something of it cannot be.
@@ -47,11 +48,13 @@ def _confine(readable: list[str], writable: list[str]) -> None:
     confinement.confine(
         [one for one in readable if os.path.exists(one)],  # noqa: PTH110
         writable,
+        user,
         native=True,
     )
 
 
-def _run() -> int:
+def run() -> int:
+    """Load the program and do its task; the exit code."""
     try:
         from propeller.tensors.numpy_machine import ArrayFiles, NumpyMachine
 

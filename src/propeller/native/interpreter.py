@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from propeller.errors import StartError
@@ -17,7 +18,7 @@ from propeller.fl.requirements import lacking
 from propeller.native_program import NativeProgram, NativeProgramError
 from propeller.protocol.requirements import MAX_DISTRIBUTIONS, NativePython, Requirements
 from propeller.wasm.messages import ExecTask
-from propeller.wasm.program_run import ProgramError, ProgramRun
+from propeller.wasm.program_run import Limits, ProgramError, ProgramRun
 from propeller.wasm.sandbox import TEMPORARY
 
 SETTING = "PROPLET_NATIVE_PYTHON"
@@ -53,7 +54,7 @@ _BEGIN = (
     "import sys, importlib.util as u; "
     "s = u.spec_from_file_location('propeller', sys.argv[1] + '/__init__.py', submodule_search_locations=[sys.argv[1]]); "
     "m = sys.modules['propeller'] = u.module_from_spec(s); s.loader.exec_module(m); "
-    "from propeller.native.guest import main; main()"
+    "from propeller.native.%s import main; main()"
 )
 """Has this package and nothing else of the proplet's libraries, which may be another Python's."""
 
@@ -165,22 +166,42 @@ class Interpreter:
         if run.state is not None:
             (readable if run.state.target is None else writable).append("state")
         document = {"env": dict(run.env), "readable": readable, "writable": writable}
-        temporary = f"/proc/self/cwd/out/{TEMPORARY}"  # another user does not reach the folder by its name
         return ExecTask(
             folder=str(folder),
-            command=(str(self.command), "-I", "-B", "-X", "utf8", "-c", _BEGIN, _PACKAGE),
-            env={
-                "HOME": temporary,
-                "TMPDIR": temporary,
-                "LANG": "C.UTF-8",
-                "JOBLIB_MULTIPROCESSING": "0",  # it would try, and warn in every task
-                "PATH": "",
-                **{name: str(self.threads) for name in _THREADS},
-            },
+            command=(str(self.command), "-I", "-B", "-X", "utf8", "-c", _BEGIN % "guest", _PACKAGE),
+            env=self._environment(),
             document=json.dumps(document),
             limits=run.limits,
             own_user=self.own_user,
         )
+
+    def template(self, content: bytes, limits: Limits) -> tuple[tuple[str, ...], Mapping[str, str]]:
+        """The command of a process that forks the tasks of a program (``template.py``), but for its last three arguments, and its environment.
+
+        Raises:
+            NativeProgramError: it is no program.
+        """
+        program = NativeProgram.decode(content)
+        told = {
+            "data_bytes": limits.process_bytes(host_tensors=False),
+            "readable": self.readable,
+            "dependencies": [str(canonicalize_name(Requirement(one).name)) for one in program.dependencies],
+            "modules": program.imports,
+        }
+        begin = (str(self.command), "-I", "-B", "-X", "utf8", "-c", _BEGIN % "template", _PACKAGE)
+        return (*begin, json.dumps(told)), self._environment()
+
+    def _environment(self) -> dict[str, str]:
+        temporary = f"/proc/self/cwd/out/{TEMPORARY}"  # another user does not reach the folder by its name
+        return {
+            "HOME": temporary,
+            "TMPDIR": temporary,
+            "LANG": "C.UTF-8",
+            "JOBLIB_MULTIPROCESSING": "0",  # it would try, and warn in every task
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's, which pandas imports: a thread could not be forked
+            "PATH": "",
+            **{name: str(self.threads) for name in _THREADS},
+        }
 
 
 def chosen_python(given: Path | None = None) -> Path:

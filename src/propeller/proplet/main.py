@@ -102,6 +102,7 @@ def _new_sandbox(
         runtimes=settings.runtimes,
         processors=settings.max_processors,
         native=native,
+        native_memory=whole_room(settings).memory,
         on_compiled=lambda program, ms: log.info("compiled the program", program=program, ms=round(ms)),
     )
 

@@ -13,6 +13,7 @@ import signal
 import stat
 import struct
 import sys
+from collections.abc import Iterable, Iterator
 
 from propeller.process.parent_death import die_with_parent
 from propeller.wasm import system_calls
@@ -130,6 +131,41 @@ def confine(
         )
 
 
+def confine_template(readable: list[str], writable: list[str]) -> None:
+    """Give up, for good, everything but the folders and files named, the open descriptors, and what it takes to start confined tasks.
+
+    Raises:
+        OSError: the kernel does not confine this process.
+    """
+    if sys.platform != "linux":
+        raise OSError("native programs run on Linux alone")
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if not (_landlock(readable, writable) and system_calls.set_filter(_libc, os.getpid(), template=True)):
+        raise OSError("this kernel does not confine a native program")
+
+
+@contextlib.contextmanager
+def without_capabilities() -> Iterator[None]:
+    """Have no capability in effect for the length of the block; those that this process may have it has again after it.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    held = ctypes.create_string_buffer(24)
+    if _libc.capget(header, held) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    words = list(struct.unpack("=6I", held.raw))  # effective, permitted, inheritable; twice 32 bits
+    words[0] = words[3] = 0
+    if _libc.capset(header, struct.pack("=6I", *words)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    try:
+        yield
+    finally:
+        if _libc.capset(header, held) != 0:
+            raise OSError(ctypes.get_errno(), "capset")
+
+
 def give_up_rights(user: TaskUser) -> None:
     """Be ``user``, without capabilities, for good and in every program that this process becomes.
 
@@ -150,6 +186,23 @@ def use_processors(count: int) -> None:
     """Let this process and those that it starts use so many of its processors together, the last ones; 0: all of them (and always where it is not Linux)."""
     if count and sys.platform == "linux":
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
+
+
+def keep_capabilities(kept: Iterable[int]) -> None:
+    """Have those alone, of the ones that this process has, for good.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if sys.platform != "linux":
+        return
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    held = ctypes.create_string_buffer(24)
+    _libc.capget(header, held)
+    effective, permitted = struct.unpack("=6I", held.raw)[:2]
+    mask = sum(1 << bit for bit in kept)
+    if _libc.capset(header, struct.pack("=6I", effective & mask, permitted & mask, 0, 0, 0, 0)) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def drop_bounding_set() -> None:

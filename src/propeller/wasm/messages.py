@@ -87,11 +87,13 @@ class TemplateReady:
         protections: what its kernel offers to confine tasks.
         first_user: the first of the user ids that tasks have; 0: they run as the proplet's user.
         why: why they do, if so.
+        unusable: why this one starts no task, if so: of native programs, what it was to load cannot be forked.
     """
 
     protections: tuple[str, ...]
     first_user: int = 0
     why: str = ""
+    unusable: str = ""
 
 
 @dataclass(frozen=True)

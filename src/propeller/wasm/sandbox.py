@@ -31,6 +31,7 @@ from propeller.wasm.messages import (
     ExecTask,
     RunTask,
 )
+from propeller.wasm.native_templates import Command, NativeTemplates
 from propeller.wasm.outcome import (
     STOPPED_ERROR,
     bounded_folders,
@@ -89,6 +90,9 @@ class NativeInterpreter(Protocol):
     def task(self, run: ProgramRun, folder: Path) -> ExecTask:
         """What the process of a run is to do in its folder."""
 
+    def template(self, content: bytes, limits: Limits) -> Command:
+        """The command of a process that forks the tasks of a program, and its environment."""
+
     @property
     def own_user(self) -> bool:
         """Whether its tasks can be users of their own."""
@@ -121,6 +125,8 @@ class Sandbox:
         runtimes: A folder of shared runtimes that were made on this machine.
         processors: How many of them all processes of this sandbox may use together; None: all.
         native: What runs native programs; None: nothing does.
+        native_memory: How many bytes of memory all tasks may take together, if that is bounded: where a native program's task and its template do not both fit,
+            there is no template.
         on_compiled: Called with the digest of each program that was compiled, and how long that took (ms).
 
     Raises:
@@ -136,9 +142,10 @@ class Sandbox:
         runtimes: Path | None = None,
         processors: int | None = None,
         native: NativeInterpreter | None = None,
+        native_memory: int | None = None,
         on_compiled: OnCompiled | None = None,
     ) -> None:
-        self._native = native
+        self._native, self._native_memory = native, native_memory
         folder = folder.absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / _PROGRAMS).absolute(), cache_bytes, runtimes)
@@ -146,6 +153,7 @@ class Sandbox:
         memory = memory_folder()
         self._memory = None if memory is None else TaskFolders(memory)
         self._template = TemplateClient(_NICE, self._folders.own, processors)
+        self._native_templates = NativeTemplates(_NICE, self._folders.own, processors)
         self._compiler = Compiler(self._cache, self._template, self._folders.own, on_compiled)
         self._calls = HostCalls(self._template, self._folders)
         self._removals: set[asyncio.Handle] = set()
@@ -164,6 +172,7 @@ class Sandbox:
 
     async def __aexit__(self, *_: object) -> None:
         await self._template.close()
+        await self._native_templates.close()
         await self._compiler.close()
         if self._running:  # their ends are on the way
             await asyncio.wait([running.done for running in self._running.values()])
@@ -176,6 +185,11 @@ class Sandbox:
     def template_pid(self) -> int:
         """The process id of the template, for measuring it."""
         return self._template.pid
+
+    @property
+    def native_template_pid(self) -> int | None:
+        """Likewise of the native program whose tasks came last, while there is one."""
+        return self._native_templates.template_pid
 
     async def protections(self) -> list[str]:
         """What the kernel offers to confine tasks.
@@ -262,8 +276,17 @@ class Sandbox:
             raise ProgramError(str(error)) from None
 
     def memory_bound(self, digest: str, limits: Limits) -> int:
-        """The bytes of memory that a run of a program may take at most."""
-        return limits.process_bytes(host_tensors=self._cache.uses_host_tensors(digest))
+        """The bytes of memory that a run of a program may take at most, of a native one with the template that it is forked of."""
+        one = limits.process_bytes(host_tensors=self._cache.uses_host_tensors(digest))
+        with contextlib.suppress(ProgramError):  # it is not here
+            if self._cache.is_native(digest) and self._has_template(limits):
+                return 2 * one
+        return one
+
+    def _has_template(self, limits: Limits) -> bool:
+        """Whether there is room for a native program's task and its template."""
+        bound = self._native_memory
+        return bound is None or 2 * limits.process_bytes(host_tensors=False) <= bound
 
     async def run(self, run: ProgramRun, on_stderr: OnStderr | None = None) -> RunOutcome:
         """Run a program once; never raises for what the program does.
@@ -334,6 +357,7 @@ class Sandbox:
         on_stderr: OnStderr | None,
     ) -> RunOutcome | None:
         """Run it; None if the artifact cannot be loaded."""
+        self._native_templates.end_idle()
         folder, limits = self._folders.new(), run.limits
         if program.layer is not None:
             env, files = inputs_of(program.layer)
@@ -366,7 +390,19 @@ class Sandbox:
         run = replace(run, files={**run.files, NATIVE_FILE: content})
         folder = self._folders.new()
         task = native.task(run, folder)
-        outcome = await self._run_task(run, folder, task, active, asked_at, on_stderr)
+        async with contextlib.AsyncExitStack() as stack:
+            template: TemplateClient | None = None
+            if self._has_template(run.limits):
+                key = (run.digest, run.limits.process_bytes(host_tensors=False))
+                command = partial(native.template, content, run.limits)
+                template = await stack.enter_async_context(
+                    self._native_templates.taken(key, command, active.stopped)
+                )
+            if active.stopped.done():
+                return RunOutcome(error=STOPPED_ERROR)
+            outcome = await self._run_task(
+                run, folder, task, active, asked_at, on_stderr, template=template or self._template
+            )
         return outcome or RunOutcome(error="sandbox: the interpreter's process says what none does")
 
     async def _read_native(self, digest: str, limits: Limits) -> tuple[NativeInterpreter, bytes]:
@@ -394,6 +430,8 @@ class Sandbox:
         asked_at: float,
         on_stderr: OnStderr | None,
         module: str | None = None,
+        *,
+        template: TemplateClient | None = None,
     ) -> RunOutcome | None:
         """Run a task whose folder is not made yet; None if a compiled program cannot be loaded."""
         limits = run.limits
@@ -413,7 +451,7 @@ class Sandbox:
         lines = LineSplitter(take)
         try:
             task_file = await _call(_create_folder, folder, memory, run, task, in_thread=in_thread)
-            active.process = process = self._template.start(
+            active.process = process = (template or self._template).start(
                 task_file,
                 limits.wall_time_s,
                 limits,

@@ -164,6 +164,39 @@ NATIVE: Final[dict[str, tuple[int | None, int | None]]] = {
 }
 """Those that native programs may make besides: they tell of the process itself."""
 
+TEMPLATE: Final[dict[str, tuple[int | None, int | None]]] = {
+    # Processes: made, waited for, ended.
+    "clone": (56, 220),
+    "wait4": (61, 260),
+    "kill": (62, 129),
+    "tgkill": (234, 131),
+    "setpgid": (109, 154),
+    "socketpair": (53, 199),
+    # What each gives up.
+    "prctl": (157, 167),
+    "capget": (125, 90),
+    "capset": (126, 91),
+    "unshare": (272, 97),
+    "setgroups": (116, 159),
+    "setresgid": (119, 149),
+    "setresuid": (117, 147),
+    "setfsgid": (123, 152),
+    "setfsuid": (122, 151),
+    "setpriority": (141, 140),
+    "setrlimit": (160, 164),
+    "prlimit64": (302, 261),
+    "landlock_create_ruleset": (444, 444),
+    "landlock_add_rule": (445, 445),
+    "landlock_restrict_self": (446, 446),
+    # Folders that are another user's for a task's time.
+    "chmod": (90, None),
+    "fchmodat": (268, 53),
+    "chown": (92, None),
+    "lchown": (94, None),
+    "fchownat": (260, 54),
+}
+"""Those that a template of native programs makes besides, to start and end tasks; each task gives them up."""
+
 _AUDIT: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """By machine: the column above, and the audit architecture."""
 
@@ -198,17 +231,19 @@ def is_known() -> bool:
     return platform.machine() in _AUDIT
 
 
-def set_filter(libc: ctypes.CDLL, pid: int, *, native: bool = False) -> bool:
+def set_filter(libc: ctypes.CDLL, pid: int, *, native: bool = False, template: bool = False) -> bool:
     """Give up all other system calls, for good; whether the kernel took the filter. It needs ``no_new_privs``.
 
     Args:
         libc: the C library, with ``use_errno``.
         pid: this process, to which alone signals may be sent.
         native: for a native program: those calls more that the libraries of Python's users make, and no memory that no limit counts.
+        template: for a process that starts native programs: those calls more that this takes.
     """
     if not is_known():
         return False
-    made = _filter_code(platform.machine(), native=True) if native else _CODE
+    is_other = native or template
+    made = _filter_code(platform.machine(), native=native, template=template) if is_other else _CODE
     code = made.replace(_step(_EQUAL, _PID_MARK, 0, 1), _step(_EQUAL, pid, 0, 1))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
@@ -225,7 +260,7 @@ def _argument(index: int, half: int = 0) -> bytes:
     return _step(_LOAD, _ARGUMENTS + 8 * index + 4 * half)
 
 
-def _filter_code(machine: str, *, native: bool = False) -> bytes:
+def _filter_code(machine: str, *, native: bool = False, template: bool = False) -> bytes:
     """The filter, with ``_PID_MARK`` for the process: made once, before tasks are forked."""
     column, audit = _AUDIT[machine]
     allow, refuse, absent = (_step(_RETURN, value) for value in (_ALLOW, _REFUSE | _EPERM, _REFUSE | _ENOSYS))
@@ -244,7 +279,10 @@ def _filter_code(machine: str, *, native: bool = False) -> bytes:
         "ioctl": [_argument(1), *one_of(_IOCTLS)],
     }  # fmt: skip
     allowed = dict(ALLOWED)
-    if native:
+    if template:
+        allowed |= TEMPLATE
+        looked_at = {name: code for name, code in looked_at.items() if name not in TEMPLATE}
+    if native or template:
         allowed |= NATIVE
         del allowed["mmap"]
         # RLIMIT_DATA counts what is private: shared memory of no file would be without a bound.

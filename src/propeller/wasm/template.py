@@ -17,9 +17,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
-from propeller.wasm import confinement, folder_contents, worker
+from propeller.wasm import confinement, folder_contents
 from propeller.wasm.messages import (
     BoundedFolder,
     CompiledProgram,
@@ -43,6 +44,25 @@ _SPARE_AFTER_S = 0.01
 
 _SPARE_LIFE_S = 60.0
 """How long such a process waits for a task, in seconds; then it gives back its memory."""
+
+
+READY = b"ready"
+"""What a process says that has loaded a program ahead of its task."""
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """What the processes of tasks do: ``worker.py`` has it for Wasm, ``native/template.py`` for native programs.
+
+    Attributes:
+        main: does what a task file says; is given that, its pipes, and this process's id, the niceness and users of tasks.
+        wait: loads a program, then waits for a task that runs it over a socket; None: no process is forked ahead of its task.
+        load: imports what a task needs; whether this was the first time. None: there is nothing to import.
+    """
+
+    main: Callable[[str, list[int], int, int, TaskUsers], NoReturn]
+    wait: Callable[[socket.socket, CompiledProgram, int, int, TaskUsers], NoReturn] | None = None
+    load: Callable[[str], bool] | None = None
 
 
 @dataclass
@@ -71,9 +91,9 @@ class _RunningTask:
 class Template:
     """The loop: requests in, processes forked and ended, replies out."""
 
-    def __init__(self, control: socket.socket, nice: int, users: TaskUsers) -> None:
-        """``control`` is the socket to the sandbox; ``nice`` is added to the niceness of tasks, which are ``users``."""
-        self._control = control
+    def __init__(self, control: socket.socket, nice: int, users: TaskUsers, work: TaskWork) -> None:
+        """``control`` is the socket to the sandbox; ``nice`` is added to the niceness of tasks, which are ``users`` and do ``work``."""
+        self._control, self._work = control, work
         self._nice, self._users = nice, users
         self._tasks: dict[int, _RunningTask] = {}
         self._last_program: CompiledProgram | None = None
@@ -159,12 +179,14 @@ class Template:
     def _start(self, request: StartTask) -> None:
         pipes, self._descriptors = self._descriptors[:3], self._descriptors[3:]
         try:
-            if request.module is not None and worker.load(request.module):  # here, once: NumPy takes 100 ms
+            load = self._work.load
+            if request.module is not None and load is not None and load(request.module):
+                # Here, once: NumPy takes 100 ms.
                 self._end_spare()  # it has no NumPy
                 gc.collect()
                 gc.freeze()
             pid = self._use_spare(request, pipes) or self._fork(
-                lambda parent: worker.main(request.task_file, pipes, parent, self._nice, self._users)
+                lambda parent: self._work.main(request.task_file, pipes, parent, self._nice, self._users)
             )
         except (OSError, ImportError) as error:  # the other tasks go on
             self._send(TaskNotStarted(request.id, f"cannot start a process: {error}"))
@@ -207,8 +229,8 @@ class Template:
         now = time.monotonic()
         if self._spare is not None and now >= self._spare.timeout:
             self._end_spare()
-        program = self._last_program
-        if program is None or now < self._spare_due:
+        program, wait = self._last_program, self._work.wait
+        if program is None or wait is None or now < self._spare_due:
             return
         self._spare_due = math.inf
         if self._spare is not None and self._spare.program == program:
@@ -216,7 +238,8 @@ class Template:
         self._end_spare()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.suppress(OSError):  # without one, the next task is forked when it comes
-            pid = self._fork(lambda parent: worker.wait(theirs, program, parent, self._nice, self._users))
+            begin = partial(wait, theirs, program)
+            pid = self._fork(lambda parent: begin(parent, self._nice, self._users))
             self._spare = _Spare(pid, program, ours, now + _SPARE_LIFE_S)
             return
         ours.close()
@@ -227,7 +250,7 @@ class Template:
         if spare is None or spare.program != request.program:
             return None
         try:
-            if spare.control.recv(len(worker.READY), socket.MSG_DONTWAIT):
+            if spare.control.recv(len(READY), socket.MSG_DONTWAIT):
                 socket.send_fds(spare.control, [request.task_file.encode()], pipes)
                 spare.control.close()
                 self._spare = None
@@ -320,11 +343,15 @@ def _kill(pid: int) -> None:
 
 
 def main() -> None:
-    """Serve the socket at descriptor 0; the arguments are the niceness of tasks, the folder of theirs, and how many processors they have, or 0."""
+    """Serve the socket at descriptor 0, for Wasm; the arguments are the niceness of tasks, the folder of theirs, and how many processors they have, or 0."""
+    from propeller.wasm import worker  # a template of native programs has no runtime
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     confinement.use_processors(int(sys.argv[3]))
     users = TaskUsers.find(sys.argv[2])
     confinement.drop_bounding_set()
     gc.collect()
     gc.freeze()  # a collection in a child would copy every shared page
-    Template(socket.socket(fileno=0), int(sys.argv[1]), users).serve()
+    Template(
+        socket.socket(fileno=0), int(sys.argv[1]), users, TaskWork(worker.main, worker.wait, worker.load)
+    ).serve()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,23 @@ class TaskProcess:
 class TemplateClient:
     """The template process and the socket to it. An ended one is replaced; its tasks fail."""
 
-    def __init__(self, nice: int, tasks: Path, processors: int | None = None) -> None:
-        """``nice`` is added to the niceness of tasks, whose folders are in ``tasks``; ``processors`` is how many they may use together."""
+    def __init__(
+        self,
+        nice: int,
+        tasks: Path,
+        processors: int | None = None,
+        *,
+        command: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Args:
+        nice: is added to the niceness of tasks.
+        tasks: their folders are in it.
+        processors: how many they may use together.
+        command: what is run in the place of this Python, with these as its last three arguments; an ended one is not replaced then.
+        env: its environment.
+        """
+        self._command, self._env = command, dict(env or {})
         self._arguments = [str(nice), str(tasks), str(processors or 0)]
         self._numbers = itertools.count(1)
         self._running: dict[int, TaskProcess] = {}
@@ -168,6 +184,36 @@ class TemplateClient:
         Raises:
             SandboxError: it cannot be started.
         """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                command = [*self._command, *self._arguments] if self._command else self._own_command()
+                self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=self._env,
+                    cwd="/",
+                    start_new_session=True,
+                )
+            except OSError as error:
+                ours.close()
+                raise SandboxError(f"sandbox: cannot start {command[0]}: {error.strerror}") from None
+            except SandboxError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self._socket, self._text = ours, b""
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        loop.add_reader(ours.fileno(), self._receive)
+
+    def _own_command(self) -> list[str]:
+        """What starts the template of Wasm programs, in this Python.
+
+        Raises:
+            SandboxError: a package is not installed.
+        """
         folders = [str(Path(__file__).parents[2])]
         for name in ("wasmtime", "numpy", "ml_dtypes", "zstandard"):
             package = importlib.util.find_spec(name)
@@ -177,26 +223,12 @@ class TemplateClient:
         self.runtime_version = importlib.metadata.version("wasmtime")  # here: it would cost the template 4 MB
         # Isolated, without site: nothing of the environment, and 3 MB less.
         command = [sys.executable, "-I", "-S", "-c", TEMPLATE_CODE, *self._arguments]
-        command += [*dict.fromkeys(folders)]
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._process = subprocess.Popen(  # noqa: S603 - our own arguments
-                    command,
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    env={},
-                    cwd="/",
-                    start_new_session=True,
-                )
-            except OSError as error:
-                ours.close()
-                raise SandboxError(f"sandbox: cannot start {sys.executable}: {error.strerror}") from None
-        ours.setblocking(False)
-        self._socket, self._text = ours, b""
-        loop = asyncio.get_running_loop()
-        self._ready = loop.create_future()
-        loop.add_reader(ours.fileno(), self._receive)
+        return [*command, *dict.fromkeys(folders)]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a template, as far as is known."""
+        return self._socket is not None
 
     async def close(self) -> None:
         """End the template and every task."""
@@ -331,7 +363,7 @@ class TemplateClient:
             self._process.wait()
         worked = self._ready is not None and self._ready.done()
         self._release()
-        if worked and not self._closed:
+        if worked and not self._closed and not self._command:
             self.open()
 
     def _release(self) -> None:

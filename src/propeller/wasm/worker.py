@@ -4,13 +4,11 @@ One that is forked before there is a task has loaded the program that ran last (
 says how it ended. Nothing of the program's is in the template, so this is the first and last use of the process.
 """
 
-import fcntl
 import gc
 import importlib
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 import time
@@ -21,7 +19,7 @@ import wasmtime
 from wasmtime import component
 
 from propeller.errors import InvalidError
-from propeller.wasm import confinement, folder_contents
+from propeller.wasm import confinement, task_process
 from propeller.wasm.call_values import CallError
 from propeller.wasm.guest_program import (
     Failure,
@@ -47,14 +45,12 @@ from propeller.wasm.messages import (
     encode,
 )
 from propeller.wasm.module_exports import export_memories_and_tables
-from propeller.wasm.program_run import Limits
+from propeller.wasm.task_process import give_folder, set_limits, use_descriptors
 from propeller.wasm.task_users import TaskUser, TaskUsers
+from propeller.wasm.template import READY
 
 _CALL_FILES = 4
 """How many times as much as a program a function may write: it widens numbers."""
-
-READY = b"ready"
-"""What a process says that has loaded a program ahead of its task."""
 
 _RUNTIME_ENV = {"TOKIO_WORKER_THREADS": "1"}
 """For the runtime, never for a program: it starts a thread for each processor where a program first opens a file, and needs one."""
@@ -69,7 +65,7 @@ def main(task_file: str, pipes: list[int], parent: int, nice: int, users: TaskUs
     """Do what the task file says; never returns."""
     try:
         user = confinement.isolate(parent, nice, users)
-        _use_descriptors([None, *pipes])
+        use_descriptors([None, *pipes], _RUNTIME_ENV)
     except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
         _exit_with(error)
     _work(task_file, user, None)
@@ -84,7 +80,7 @@ def wait(
     """
     try:
         user = confinement.isolate(parent, nice, users)
-        _use_descriptors([None, None, None, control.fileno()])
+        use_descriptors([None, None, None, control.fileno()], _RUNTIME_ENV)
         control.detach()
         control = socket.socket(fileno=_REPORT_FD)
         gc.disable()
@@ -145,22 +141,6 @@ def load(module: str) -> bool:
     return True
 
 
-def _use_descriptors(wanted: list[int | None]) -> None:
-    """Make them the descriptors from 0 on, ``None`` one that is empty, and close every other one."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
-    nothing = os.open(os.devnull, os.O_RDWR)
-    # Above every target, as the originals may be among them.
-    raised = [fcntl.fcntl(nothing if fd is None else fd, fcntl.F_DUPFD, len(wanted)) for fd in wanted]
-    for target, fd in enumerate(raised):
-        os.dup2(fd, target)
-    os.closerange(len(wanted), os.sysconf("SC_OPEN_MAX"))
-    os.environ.clear()
-    os.environ.update(_RUNTIME_ENV)
-    os.umask(0o077)
-
-
 def _do(task: Task, user: TaskUser, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
     if isinstance(task, CallTask):
         return _call_function(task, user), None
@@ -169,22 +149,9 @@ def _do(task: Task, user: TaskUser, loaded: Loaded | None) -> tuple[TaskReport, 
     return _compile(task, user) if isinstance(task, CompileTask) else _run(task, user, loaded)
 
 
-def _set_limits(
-    user: TaskUser, limits: Limits, *, data_bytes: int, file_bytes: int, cpu_s: int, threads: int
-) -> None:
-    """Of what is also looked at from outside one more is allowed, so that it is seen who went over."""
-    confinement.set_limits(
-        data_bytes=data_bytes,
-        file_bytes=file_bytes,
-        cpu_s=cpu_s,
-        descriptors=limits.descriptors + 1,
-        threads=threads + 1 if user.counted else None,
-    )
-
-
 def _call_function(task: CallTask, user: TaskUser) -> TaskReport:
     limits = task.limits
-    _set_limits(
+    set_limits(
         user,
         limits,
         data_bytes=limits.process_bytes(host_tensors=True),
@@ -194,7 +161,7 @@ def _call_function(task: CallTask, user: TaskUser) -> TaskReport:
     )
     os.chdir(task.folder)
     function = getattr(importlib.import_module(task.module), task.function)
-    _give_folder(task.folder, user)
+    give_folder(task.folder, user)
     confinement.confine([task.folder + "/in"], [task.folder + "/out"], user)
     try:
         return TaskReport(value=_bounded(function(task.argument)))
@@ -206,19 +173,7 @@ def _call_function(task: CallTask, user: TaskUser) -> TaskReport:
 
 def _exec(task: ExecTask, user: TaskUser) -> NoReturn:
     """Become the interpreter of a native program, which confines itself before it loads that (``native/guest.py``)."""
-    limits = task.limits
-    if user.id is not None and not task.own_user:
-        user = TaskUser()
-    _set_limits(
-        user,
-        limits,
-        data_bytes=limits.process_bytes(host_tensors=False),
-        file_bytes=max(limits.out_bytes, limits.state_bytes) + 1,
-        cpu_s=int(limits.wall_time_s) * (os.cpu_count() or 1) + 5,
-        threads=limits.threads,
-    )
-    os.chdir(task.folder)
-    _give_folder(task.folder, user)
+    user = task_process.enter_native(task, user)
     document = os.memfd_create("task")
     with open(document, "wb", closefd=False) as file:
         file.write(task.document.encode())
@@ -229,13 +184,8 @@ def _exec(task: ExecTask, user: TaskUser) -> NoReturn:
     os.execve(task.command[0], task.command, task.env)  # noqa: S606 - the owner's interpreter
 
 
-def _give_folder(folder: str, user: TaskUser) -> None:
-    if user.id is not None:
-        folder_contents.give(folder, user.id)
-
-
 def _compile(task: CompileTask, user: TaskUser) -> tuple[TaskReport, None]:
-    _set_limits(
+    set_limits(
         user,
         task.limits,
         data_bytes=task.limits.compile_memory_bytes,
@@ -265,7 +215,7 @@ def _compile(task: CompileTask, user: TaskUser) -> tuple[TaskReport, None]:
 
 def _run(task: RunTask, user: TaskUser, loaded: Loaded | None) -> tuple[TaskReport, GuestProgram | None]:
     limits = task.limits
-    _set_limits(
+    set_limits(
         user,
         limits,
         data_bytes=limits.process_bytes(host_tensors=task.host_tensors),
@@ -284,7 +234,7 @@ def _run(task: RunTask, user: TaskUser, loaded: Loaded | None) -> tuple[TaskRepo
     readable, writable = [task.folder + "/in"], [task.folder + "/out"]
     if task.state:
         (writable if task.state == STATE_WRITABLE else readable).append(task.folder + "/state")
-    _give_folder(task.folder, user)
+    give_folder(task.folder, user)
     confinement.confine(readable, writable, user)
     entered = time.monotonic()
     report = call_program(program)

@@ -104,6 +104,14 @@ def imported_by(node: ast.AST) -> list[str]:
     return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
 
 
+def foreign_imports(sources: Mapping[str, str]) -> tuple[str, ...]:
+    """The modules that sources import and that are neither theirs, nor Python's, nor this package's; in order."""
+    own = {name.removesuffix(".py") for name in sources} | sys.stdlib_module_names | {"propeller"}
+    nodes = [node for text in sources.values() for node in ast.walk(ast.parse(text))]
+    found = {name for node in nodes for name in imported_by(node) if name.partition(".")[0] not in own}
+    return tuple(sorted(found))
+
+
 def functions_in(sources: Mapping[str, str]) -> list[str]:
     """The decorators that a program uses: one that is not among them marks nothing in it."""
     nodes = [node for text in sources.values() for node in ast.walk(ast.parse(text))]

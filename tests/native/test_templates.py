@@ -1,0 +1,230 @@
+"""Templates of native programs: what they are, when there is one, and that nothing of a task is left for the next."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from propeller.digests import digest_of
+from propeller.native.interpreter import Interpreter
+from propeller.native_program import NativeProgram
+from propeller.wasm import native_templates
+from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
+from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.task_users import NEEDED
+from support.native_programs import (
+    DATA,
+    ENVIRONMENT,
+    MODEL,
+    compile_libraries,
+    interpreter,
+    run_native,
+    training,
+)
+from support.net import eventually
+
+LOOKS = """
+import sys
+print(sorted({"sklearn.linear_model", "this", "wave", "numpy"} & known))
+return Update(model, 1)
+"""
+
+LEAVES = """
+import random, os
+import numpy as np
+print(hasattr(np, "left"), os.environ.get("LEFT"), os.path.exists("out/left"), np.random.random(), random.random())
+np.left, os.environ["LEFT"] = 1, "1"
+open("out/left", "w").close()
+return Update(model, 1)
+"""
+
+
+async def run(
+    sandbox: Sandbox,
+    body: str,
+    said: list[str],
+    *,
+    before: str = "",
+    dependencies: tuple[str, ...] = (),
+    imports: tuple[str, ...] = (),
+) -> RunOutcome:
+    script = training(body, before)
+    program = NativeProgram("program", {"program": script}, ("train",), "", dependencies, imports).encode()
+    await sandbox.keep(digest_of(program), program)
+    asked = ProgramRun(
+        "task",
+        digest_of(program),
+        env=ENVIRONMENT,
+        files={"model.json": MODEL, "dataset.json": DATA},
+        limits=Limits(wall_time_s=60),
+    )
+    return await sandbox.run(asked, said.append)
+
+
+def pid_of(sandbox: Sandbox) -> int:
+    assert sandbox.native_template_pid is not None
+    return sandbox.native_template_pid
+
+
+async def test_tasks_of_a_program_are_forked_of_one_process(sandbox: Sandbox) -> None:
+    said: list[str] = []
+    body = "import os\nprint(os.getppid())\nreturn Update(model, 1)"
+    outcomes = await asyncio.gather(
+        *(run_native(sandbox, training(body), on_stderr=said.append, id_=f"{n}") for n in range(3))
+    )
+    assert [one.error for one in outcomes] == [None] * 3
+    assert set(said) == {str(pid_of(sandbox))}
+
+
+async def test_it_is_confined_and_has_nothing_of_the_proplet(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROPLET_CLIENT_KEY", "very-secret")
+    assert (await run_native(sandbox, training("return Update(model, 1)"))).error is None
+    process = psutil.Process(pid_of(sandbox))
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        if ":\t" in line
+    )
+    assert (status["Threads"], status["NoNewPrivs"], status["Seccomp"]) == ("1", "1", "2")
+    assert int(status["CapBnd"], 16) == 0 or os.geteuid() != 0
+    assert int(status["CapPrm"], 16) & ~sum(1 << bit for bit in NEEDED.values()) == 0
+    assert "very-secret" not in Path(f"/proc/{process.pid}/environ").read_text()
+    opened = [str(one.readlink()) for one in Path(f"/proc/{process.pid}/fd").iterdir()]
+    assert {one for one in opened if not one.startswith("socket:")} == {"/dev/null"}
+    assert process.open_files() == []
+
+
+async def test_it_imports_what_the_program_requires_and_nothing_else(sandbox: Sandbox) -> None:
+    """Of what the program says that it imports, what its requirements have: not what else the interpreter can import."""
+    compile_libraries()
+    said: list[str] = []
+    outcome = await run(
+        sandbox,
+        LOOKS,
+        said,
+        before="import sys\nknown = set(sys.modules)",
+        dependencies=("scikit-learn>=1.0", "numpy"),
+        imports=("numpy", "sklearn.linear_model", "this", "wave"),
+    )
+    assert outcome.error is None, said
+    assert said == ["['numpy', 'sklearn.linear_model']"]
+    assert outcome.metrics["cpu_ms"] < 1000  # the import alone takes as much
+
+
+async def test_a_task_leaves_nothing_for_the_next_and_draws_other_numbers(sandbox: Sandbox) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        assert (await run_native(sandbox, training(LEAVES), on_stderr=said.append)).error is None
+    (*first, a, b), (*second, c, d) = (line.split() for line in said)
+    assert first == second == ["False", "None", "False"]
+    assert a != c
+    assert b != d
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "raise KeyboardInterrupt",
+        "raise SystemExit(3)",
+        "class Odd(BaseException): pass\nraise Odd",
+        "os._exit(5)",
+        "ctypes.string_at(0)",
+    ],
+)
+async def test_however_a_task_ends_its_template_goes_on(sandbox: Sandbox, end: str) -> None:
+    outcome = await run_native(sandbox, training(end, "import ctypes, os"))
+    assert outcome.error is not None
+    assert outcome.exit_code != 0
+    pid = pid_of(sandbox)
+    said: list[str] = []
+    body = "import atexit\natexit.register(print, 'at its exit')\nreturn Update(model, 1)"
+    assert (await run_native(sandbox, training(body), on_stderr=said.append)).error is None
+    assert said in (["at its exit"], [])
+    assert pid_of(sandbox) != pid  # another program's
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie" or await _ends(pid)
+
+
+async def _ends(pid: int) -> bool:
+    await eventually(lambda: not psutil.pid_exists(pid), 5, "the other program's template is gone")
+    return True
+
+
+async def test_one_that_is_killed_is_replaced(sandbox: Sandbox) -> None:
+    script = training("return Update(model, 1)")
+    assert (await run_native(sandbox, script)).error is None
+    pid = pid_of(sandbox)
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: sandbox.native_template_pid is None, 5, "its end is noticed")
+    assert (await run_native(sandbox, script)).error is None
+    assert pid_of(sandbox) != pid
+
+
+async def test_it_ends_when_no_task_comes(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_templates, "IDLE_S", 0.2)
+    assert (await run_native(sandbox, training("return Update(model, 1)"))).error is None
+    pid = pid_of(sandbox)
+    await eventually(lambda: sandbox.native_template_pid is None, 5, "it is given up")
+    await _ends(pid)
+
+
+async def test_another_program_while_tasks_run_has_interpreters_of_its_own(sandbox: Sandbox) -> None:
+    long = asyncio.create_task(
+        run_native(sandbox, training("import time\ntime.sleep(60)\nreturn Update(model, 1)"), id_="long")
+    )
+    await eventually(
+        lambda: bool(sandbox.native_template_pid and psutil.Process(sandbox.native_template_pid).children()),
+        20,
+        "it runs",
+    )
+    said: list[str] = []
+    body = "import os\nprint(os.getppid())\nreturn Update(model, 1)"
+    assert (await run_native(sandbox, training(body), on_stderr=said.append)).error is None
+    assert said == [str(sandbox.template_pid)]
+    await sandbox.kill("long")
+    assert (await long).error == "stopped before completion"
+
+
+async def test_a_library_that_starts_threads_is_not_forked(tmp_path: Path) -> None:
+    """OpenBLAS has a thread for each processor that it is to use: such a template starts no task."""
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("OpenBLAS starts no thread where there is one processor")
+    two = Interpreter.find(interpreter().command, threads=2)
+    said: list[str] = []
+    body = "import os\nimport numpy as np\nnp.ones((300, 300)) @ np.ones((300, 300))\nprint(os.getppid())\nreturn Update(model, 1)"
+    async with Sandbox(tmp_path / "sandbox", native=two) as sandbox:
+        for _ in range(2):
+            assert (await run_native(sandbox, training(body), on_stderr=said.append)).error is None
+        assert said == [str(sandbox.template_pid)] * 2
+        assert sandbox.native_template_pid is None
+
+
+async def test_without_room_for_both_each_task_has_an_interpreter_and_is_confined_likewise(
+    tmp_path: Path,
+) -> None:
+    one = Limits().process_bytes(host_tensors=False)
+    body = """
+import os
+print(os.getppid())
+for name, act in {"read": lambda: open("/etc/shadow"), "fork": os.fork, "socket": socket.socket, "task": lambda: open("task.json")}.items():
+    try:
+        act()
+        print("GOT", name)
+    except OSError:
+        pass
+return Update(model, 1)
+"""
+    script = training(body, "import socket")
+    for bound in (2 * one - 1, 2 * one):
+        said: list[str] = []
+        async with Sandbox(tmp_path / f"{bound}", native=interpreter(), native_memory=bound) as sandbox:
+            outcome = await run_native(sandbox, script, on_stderr=said.append)
+            assert outcome.error is None
+            program = NativeProgram("program", {"program": script}, ("train",)).encode()
+            is_warm = bound == 2 * one
+            assert said == [str(pid_of(sandbox) if is_warm else sandbox.template_pid)]
+            assert sandbox.memory_bound(digest_of(program), Limits()) == (2 * one if is_warm else one)
