@@ -1,323 +1,32 @@
-"""A federated round as a state machine: an event in, the new round and the effects out. No I/O, no clock.
+"""What an event makes of a round."""
 
-    created → collecting → aggregating → completed | failed(reason)
-
-Synchronous federated averaging with partial participation (McMahan et al. 2017, algorithm 1): the server waits for
-``k_of_n`` updates of the participants, until a deadline, or until no update can come any more because every participant
-whose update is missing has failed. A round of evaluation, and a wave of an asynchronous experiment, is the same, but
-completes with what has come: nothing is aggregated. Who takes part may be known from the start, or be chosen after the round was created.
-
-``step`` is the whole of it. Whoever calls it carries out the effects in their
-order: ``Persist`` stands before what others may see, so that nothing is answered, aggregated or published that a crash
-could take back. Events that have no meaning in a state change nothing, so each may come twice.
-"""
-
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from functools import cached_property
+from dataclasses import replace
 from typing import assert_never
 
-from propeller.protocol.selection import RoundKind
-
-
-class RoundState(StrEnum):
-    """Where a round is."""
-
-    CREATED = "created"
-    COLLECTING = "collecting"
-    AGGREGATING = "aggregating"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more happens by itself."""
-        return self in {RoundState.COMPLETED, RoundState.FAILED}
-
-
-_LATE = "no update by the deadline"
-
-_PROGRAM_ERROR = re.compile(r"the program (?:exited with code \d+|aborted \(wasm trap: unreachable\)): \S")
-"""A program that ended by itself, as by a panic, and said why: not one that was not fetched or compiled, went over a limit, or was killed."""
-
-
-class Verdict(StrEnum):
-    """What becomes of an update, or of the report of a failure."""
-
-    ACCEPTED = "accepted"
-    REPEATED = "repeated"
-    """What is known already, again: fine, and nothing changes."""
-    FOREIGN = "foreign"
-    """Its sender is not a participant."""
-    DIFFERENT = "different"
-    """Another update of its sender counts already."""
-    STALE = "stale"
-    """It starts from another model version than the round."""
-    LATE = "late"
-    """The round does not collect (any more)."""
-
-    @property
-    def is_positive(self) -> bool:
-        """Whether what was sent counts."""
-        return self in {Verdict.ACCEPTED, Verdict.REPEATED}
-
-
-@dataclass(frozen=True)
-class RoundPlan:
-    """What a round was asked to be.
-
-    Attributes:
-        round_id: its id.
-        participants: who may send an update, in the order in which updates are aggregated; empty: not chosen yet.
-        base_version: the model version that updates start from.
-        k_of_n: how many updates close the round; ``None``, where the participants are not chosen yet, for all of
-            them but the surplus.
-        min_updates: how many are enough at the deadline, or when no more can come.
-        kind: whether they train or evaluate.
-        is_wave: whether the round makes no version of its updates: another one does (``fl.experiment``).
-
-    Raises:
-        ValueError: not ``1 <= min_updates <= k_of_n <= len(participants)``, or a participant is named twice.
-    """
-
-    round_id: str
-    participants: tuple[str, ...]
-    base_version: int
-    k_of_n: int | None
-    min_updates: int = 1
-    kind: RoundKind = "train"
-    is_wave: bool = False
-
-    def __post_init__(self) -> None:
-        """Check that the round can close."""
-        if len(set(self.participants)) != len(self.participants):
-            raise ValueError("participants: one is named twice")
-        quorum, count = self.k_of_n, len(self.participants)
-        if self.participants and quorum is None:
-            raise ValueError("k_of_n: participants are known, so their quorum must be")
-        if self.min_updates < 1 or (
-            quorum is not None and not self.min_updates <= quorum <= (count or quorum)
-        ):
-            raise ValueError(
-                f"need 1 <= min_updates <= k_of_n <= participants, got {self.min_updates}, {quorum} and {count}"
-            )
-
-    @property
-    def is_chosen(self) -> bool:
-        """Whether it is known who takes part."""
-        return bool(self.participants)
-
-    @cached_property
-    def slots(self) -> Mapping[str, int]:
-        """The place of each participant among them, from 0."""
-        return {name: slot for slot, name in enumerate(self.participants)}
-
-    def choose(self, participants: tuple[str, ...], surplus: int) -> "RoundPlan":
-        """The plan with its participants.
-
-        Raises:
-            ValueError: with them the round could not close.
-        """
-        if not participants:
-            raise ValueError("no participants were chosen")
-        quorum = len(participants) - surplus if self.k_of_n is None else self.k_of_n
-        return replace(self, participants=participants, k_of_n=quorum)
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round at a moment.
-
-    Attributes:
-        plan: how it was configured.
-        state: where it is.
-        accepted: the updates that count, in order of arrival: proplet id → digest of the update's content.
-        model_version: of the stored aggregate, when a round of training is completed.
-        reason: why it failed, when failed.
-        failures: participants of whom no update is expected, or none came by the deadline, and why; none of their updates counts.
-    """
-
-    plan: RoundPlan
-    state: RoundState = RoundState.CREATED
-    accepted: Mapping[str, str] = field(default_factory=dict)
-    model_version: int | None = None
-    reason: str | None = None
-    failures: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def has_heard_from_all(self) -> bool:
-        """Whether no update can come any more: every participant's counts, or the participant has failed."""
-        return len(self.accepted) + len(self.failures) == len(self.plan.participants)
-
-    @property
-    def late(self) -> tuple[str, ...]:
-        """The participants of whom nothing that counts had come by the deadline."""
-        return tuple(name for name, reason in self.failures.items() if reason.startswith(_LATE))
-
-    @property
-    def program_error(self) -> str | None:
-        """The error with which the program ended at every participant, if it is one and the same."""
-        reasons = set(self.failures.values())
-        if len(reasons) != 1 or len(self.failures) != len(self.plan.participants):
-            return None
-        [reason] = reasons
-        return reason if _PROGRAM_ERROR.match(reason) else None
-
-    @property
-    def unheard(self) -> tuple[str, ...]:
-        """The participants of whom no update counts, because they failed or were late."""
-        return tuple(name for name in self.plan.participants if name not in self.accepted)
-
-
-@dataclass(frozen=True)
-class RoundConfigured:
-    """The round, whose participants are known, is set up and may collect updates."""
-
-
-@dataclass(frozen=True)
-class ParticipantsChosen:
-    """Who takes part in a round that was created without participants; the first choice stays.
-
-    The last ``surplus`` updates of theirs are not waited for.
-    """
-
-    participants: tuple[str, ...]
-    surplus: int = 0
-
-
-@dataclass(frozen=True)
-class ChoiceFailed:
-    """Nobody could be chosen, or too few."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class RoundCancelled:
-    """The round is not wanted any more."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class UpdateReceived:
-    """An update came; ``digest`` is of what would be aggregated, ``base_version`` ``None`` for the round's own."""
-
-    proplet_id: str
-    digest: str
-    base_version: int | None = None
-
-
-@dataclass(frozen=True)
-class ParticipantFailed:
-    """No update is expected of a participant; one that comes all the same counts."""
-
-    proplet_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ParticipantsReported:
-    """Updates and failures that came one after the other: the same as each by itself, and of all but one without copies of the round.
-
-    There is one answer for each, in their order.
-    """
-
-    reports: tuple[UpdateReceived | ParticipantFailed, ...]
-
-
-@dataclass(frozen=True)
-class DeadlinePassed:
-    """The time to collect is over: whoever has not been heard of is late, which is their failure.
-
-    Attributes:
-        doing: what participants were last known to do, as "compiling the program"; of others nothing is known.
-    """
-
-    doing: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class AggregateStored:
-    """The aggregate is stored as this model version."""
-
-    version: int
-
-
-@dataclass(frozen=True)
-class AggregationFailed:
-    """The aggregate could not be made or stored, and nobody tries any more."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class UpdatesLeftOut:
-    """Nothing can be made of the updates together with those of these proplets, which do not count any more: the reason of each."""
-
-    reasons: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class RetryRequested:
-    """Someone asks to go on with the updates of a failed round after all."""
-
-
-Event = (
-    RoundConfigured
-    | ParticipantsChosen
-    | ChoiceFailed
-    | RoundCancelled
-    | UpdateReceived
-    | ParticipantFailed
-    | ParticipantsReported
-    | DeadlinePassed
-    | AggregateStored
-    | AggregationFailed
-    | UpdatesLeftOut
-    | RetryRequested
+from propeller.fl.round.events import (
+    Aggregate,
+    AggregateStored,
+    AggregationFailed,
+    AnnounceVersion,
+    Answer,
+    ChoiceFailed,
+    DeadlinePassed,
+    Effect,
+    Event,
+    ParticipantFailed,
+    ParticipantsChosen,
+    ParticipantsReported,
+    Persist,
+    RetryRequested,
+    RoundCancelled,
+    RoundConfigured,
+    Transition,
+    UpdateReceived,
+    UpdatesLeftOut,
 )
-
-
-@dataclass(frozen=True)
-class Persist:
-    """Make the new round durable before going on."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Tell the sender of an update or of a failure what became of it, and why."""
-
-    verdict: Verdict
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """Aggregate the updates of these proplets, then report ``AggregateStored`` or ``AggregationFailed``."""
-
-    proplet_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class AnnounceVersion:
-    """Tell everyone that there is a new model version."""
-
-    version: int
-
-
-Effect = Persist | Answer | Aggregate | AnnounceVersion
-
-
-@dataclass(frozen=True)
-class Transition:
-    """What an event led to: the round after it, and what to do, in order."""
-
-    round: Round
-    effects: tuple[Effect, ...] = ()
+from propeller.fl.round.state import LATE, Round, RoundState, Verdict
 
 
 def step(current: Round, event: Event) -> Transition:
@@ -471,7 +180,7 @@ def _close_at_deadline(current: Round, doing: Mapping[str, str]) -> Transition:
 
 def _describe_late(doing: str | None) -> str:
     known = "nothing was heard of it" if doing is None else f"it was still {doing}"
-    return f"{_LATE}: {known}"
+    return f"{LATE}: {known}"
 
 
 def _count_late(late: Iterable[str], doing: Mapping[str, str], participants: int) -> str:
