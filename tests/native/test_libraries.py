@@ -57,6 +57,11 @@ for _ in range(100):
 return Update({"w": w}, 200)
 """
 
+DRAWS = {
+    "numpy": "import numpy as np\nprint(np.random.random(4).tolist())",
+    "torch": "import torch\nprint(torch.rand(4).tolist(), torch.initial_seed())",
+}
+
 SCRIPTS = {
     "scikit-learn": SCIKIT_LEARN,
     "torch": PYTORCH,
@@ -81,3 +86,22 @@ async def test_it_finds_the_line_through_its_data(sandbox: Sandbox, library: str
     assert outcome.error is None, (outcome, said)
     assert json.loads(outcome.stdout)["update"]["w"] == pytest.approx([2, -1], abs=0.4)
     assert outcome.metrics["memory_peak_bytes"] < 1024 * MIB
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("library", [name for name in DRAWS if name in interpreter().python.distributions])
+async def test_its_generator_begins_anew_in_each_task(sandbox: Sandbox, library: str) -> None:
+    """Also where tasks are forked of a process that has it: one seed for all would make their noise the same."""
+    said: list[str] = []
+    for _ in range(2):
+        outcome = await run_native(
+            sandbox,
+            training(f"{DRAWS[library]}\nreturn Update(model, 1)"),
+            dependencies=(library,),
+            imports=(library,),
+            limits=Limits(wall_time_s=60, memory_bytes=1024 * MIB),
+            on_stderr=said.append,
+        )
+        assert outcome.error is None, (outcome, said)
+        assert sandbox.native_template_pid is not None
+    assert said[0] != said[1]

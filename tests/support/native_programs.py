@@ -58,9 +58,10 @@ async def run_native(
     id_: str = "task",
     model: bytes = MODEL,
     dependencies: tuple[str, ...] = (),
+    imports: tuple[str, ...] = (),
 ) -> RunOutcome:
     """Run a script as a native program."""
-    content = NativeProgram("program", {"program": script}, ("train",), "", dependencies).encode()
+    content = NativeProgram("program", {"program": script}, ("train",), "", dependencies, imports).encode()
     digest = digest_of(content)
     await sandbox.keep(digest, content)
     run = ProgramRun(

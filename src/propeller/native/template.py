@@ -79,9 +79,14 @@ def _run() -> int:
 
 
 def _draw_anew() -> None:
-    """Have generators of random numbers begin anew that tasks would share; Python's own does so by itself."""
+    """Have generators of random numbers begin anew that tasks would share; Python's own does so by itself.
+
+    PyTorch draws its seed once, at its import: noise for privacy would be the same in each task, and cancel out.
+    """
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
 
 
 def _end(code: int) -> NoReturn:
