@@ -12,7 +12,8 @@ from propeller.digests import digest_of
 from propeller.native.interpreter import Interpreter
 from propeller.native_program import NativeProgram
 from propeller.wasm import native_templates
-from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome
+from propeller.wasm.native_templates import Command, NativeTemplates
+from propeller.wasm.program_run import MIB, Limits, ProgramRun, RunOutcome
 from propeller.wasm.sandbox import Sandbox
 from propeller.wasm.task_users import NEEDED
 from support.native_programs import (
@@ -228,3 +229,35 @@ return Update(model, 1)
             is_warm = bound == 2 * one
             assert said == [str(pid_of(sandbox) if is_warm else sandbox.template_pid)]
             assert sandbox.memory_bound(digest_of(program), Limits()) == (2 * one if is_warm else one)
+
+
+async def test_whatever_runs_next_has_the_room_of_an_idle_one(tmp_path: Path) -> None:
+    """Also a program that has no template itself: its task reserved what it may take, and nobody what another's template has."""
+    small, large = Limits(wall_time_s=60, memory_bytes=256 * MIB), Limits(wall_time_s=60)
+    one = large.process_bytes(host_tensors=False)
+    done, odd = training("return Update(model, 1)"), training("import sys\nreturn Update(model, 1)")
+    async with Sandbox(tmp_path / "sandbox", native=interpreter(), native_memory=2 * one - 1) as sandbox:
+        assert (await run_native(sandbox, done, limits=small)).error is None
+        pid = pid_of(sandbox)
+        assert (await run_native(sandbox, odd, limits=large)).error is None
+        assert sandbox.native_template_pid is None
+        await _ends(pid)
+    async with Sandbox(tmp_path / "other", native=interpreter()) as sandbox:
+        cold = ("numpy.is_no_module",)
+        for script, imports, is_warm in ((odd, cold, False), (done, (), True), (odd, cold, False)):
+            outcome = await run_native(sandbox, script, dependencies=("numpy",), imports=imports)
+            assert outcome.error is None
+            assert (sandbox.native_template_pid is not None) == is_warm
+
+
+async def test_none_is_started_once_they_are_closed(tmp_path: Path) -> None:
+    """A task that was still being prepared when its sandbox ended would leave one behind."""
+    templates = NativeTemplates(0, tmp_path, None)
+    await templates.close()
+
+    def command() -> Command:
+        raise AssertionError("it is asked for")
+
+    stopped = asyncio.get_running_loop().create_future()
+    async with templates.taken(("sha256:0", 1), command, stopped) as client:
+        assert client is None

@@ -49,6 +49,7 @@ class NativeTemplates:
         self._cold: OrderedDict[Key, None] = OrderedDict()
         self._idle: asyncio.TimerHandle | None = None
         self._ends: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def template_pid(self) -> int | None:
@@ -77,7 +78,8 @@ class NativeTemplates:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             client = current.client if current.ready.done() and current.client.is_open else None
             if current.ready.done() and (reason := _why_not(current.ready)):
-                self._note_cold(current, reason)
+                if not self._closed:
+                    self._note_cold(current, reason)
                 client = None
             yield client
         finally:
@@ -92,7 +94,8 @@ class NativeTemplates:
             self._current = None
 
     async def close(self) -> None:
-        """End it, and its tasks."""
+        """End it, and its tasks; none is started from here on."""
+        self._closed = True
         if self._current is not None:
             self._end(self._current)
             self._current = None
@@ -100,16 +103,16 @@ class NativeTemplates:
             await asyncio.wait(self._ends)
 
     def _take(self, key: Key, command: Callable[[], Command]) -> _Template | None:
-        if key in self._cold:
-            return None
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
         current = self._current
         if current is not None and (current.key != key or not current.is_usable):
             if current.users:  # another program's tasks run; one at a time, as each takes memory
                 return None
-            self.end_idle()
+            self.end_idle()  # also where this task will have no template: nobody reserved room for it
+        if key in self._cold or self._closed:
+            return None
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
         if self._current is None:
             code, env = command()
             client = TemplateClient(self._nice, self._tasks, self._processors, command=code, env=env)

@@ -398,6 +398,8 @@ class Sandbox:
                 template = await stack.enter_async_context(
                     self._native_templates.taken(key, command, active.stopped)
                 )
+            else:  # one that waits for tasks has room that is this task's now
+                self._native_templates.end_idle()
             if active.stopped.done():
                 return RunOutcome(error=STOPPED_ERROR)
             outcome = await self._run_task(
