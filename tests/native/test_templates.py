@@ -1,8 +1,12 @@
 """Templates of native programs: what they are, when there is one, and that nothing of a task is left for the next."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -261,3 +265,97 @@ async def test_none_is_started_once_they_are_closed(tmp_path: Path) -> None:
     stopped = asyncio.get_running_loop().create_future()
     async with templates.taken(("sha256:0", 1), command, stopped) as client:
         assert client is None
+
+
+def python_with(folder: Path, **packages: str) -> Interpreter:
+    """The tests' interpreter with packages of this text beside its own."""
+    own = interpreter().command
+    asked = "import sysconfig, json, numpy, os; print(json.dumps([sysconfig.get_path('purelib'), os.path.dirname(os.path.dirname(numpy.__file__))]))"
+    found = json.loads(subprocess.run([own, "-I", "-c", asked], check=True, capture_output=True).stdout)
+    subprocess.run([own, "-m", "venv", "--without-pip", folder], check=True)
+    [installed] = folder.glob("lib/python*/site-packages")
+    (installed / "others.pth").write_text("\n".join(found))
+    for name, text in packages.items():
+        (installed / f"{name}.py").write_text(text)
+        (installed / f"{name}-1.0.dist-info").mkdir()
+        (installed / f"{name}-1.0.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        )
+        (installed / f"{name}-1.0.dist-info" / "top_level.txt").write_text(f"{name}\n")
+    return Interpreter.find(folder / "bin" / "python")
+
+
+STAYS = """
+import os, time
+if os.fork() == 0:
+    os.setpgid(0, 0)
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+os.wait()
+"""
+"""A package that leaves a process behind, whose parent has ended."""
+
+HANGS = "import time\ntime.sleep(600)"
+
+
+async def test_a_process_that_a_library_starts_at_its_import_ends(tmp_path: Path) -> None:
+    """A task may start none; one that the template started for it would outlive them all, with the device's user."""
+    python = python_with(tmp_path / "python", stays=STAYS)
+    async with Sandbox(tmp_path / "sandbox", native=python) as sandbox:
+        outcome = await run_native(
+            sandbox, training("return Update(model, 1)"), dependencies=("stays",), imports=("stays",)
+        )
+        assert outcome.error is None
+        assert sandbox.native_template_pid is None  # it is not forked
+        await eventually(lambda: not _running(python.command), 5, "no process is left")
+
+
+PROPLET = """
+import asyncio, sys
+from pathlib import Path
+from propeller.digests import digest_of
+from propeller.native.interpreter import Interpreter
+from propeller.native_program import NativeProgram
+from propeller.wasm.sandbox import ProgramRun, Sandbox
+
+async def main(python, folder):
+    program = NativeProgram("program", {"program": ""}, (), "", ("hangs",), ("hangs",)).encode()
+    async with Sandbox(Path(folder), native=Interpreter.find(Path(python))) as sandbox:
+        await sandbox.keep(digest_of(program), program)
+        task = asyncio.create_task(sandbox.run(ProgramRun("task", digest_of(program))))
+        while sandbox.native_template_pid is None:
+            await asyncio.sleep(0.05)
+        print(sandbox.native_template_pid, flush=True)
+        await task
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_proplet_that_is_killed_leaves_no_template_that_still_imports(tmp_path: Path) -> None:
+    """It reads nothing until its imports have ended, which may be never."""
+    python = python_with(tmp_path / "python", hangs=HANGS)
+    with subprocess.Popen(
+        [sys.executable, "-c", PROPLET, python.command, tmp_path / "sandbox"], stdout=subprocess.PIPE
+    ) as proplet:
+        assert proplet.stdout is not None
+        try:
+            pid = int(await asyncio.to_thread(proplet.stdout.readline))
+            file = Path(f"/proc/{pid}/status")
+            await eventually(lambda: "Seccomp:\t2" in file.read_text(), 20, "it is confined, and imports")
+            await asyncio.sleep(0.5)
+            assert _running(python.command) == [pid]
+        finally:
+            proplet.kill()
+    await eventually(lambda: not _running(python.command), 5, "it is gone with the proplet")
+
+
+def _running(command: Path) -> list[int]:
+    """The processes of an interpreter."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline()[:1] == [str(command)]:
+                found.append(process.pid)
+    return found

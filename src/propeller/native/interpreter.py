@@ -187,6 +187,7 @@ class Interpreter:
             "readable": self.readable,
             "dependencies": [str(canonicalize_name(Requirement(one).name)) for one in program.dependencies],
             "modules": program.imports,
+            "parent": os.getpid(),
         }
         begin = (str(self.command), "-I", "-B", "-X", "utf8", "-c", _BEGIN % "template", _PACKAGE)
         return (*begin, json.dumps(told)), self._environment()

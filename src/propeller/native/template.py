@@ -16,12 +16,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 from propeller.native import guest
+from propeller.process import parent_death
 from propeller.wasm import confinement, task_process
 from propeller.wasm.messages import (
     ExecTask,
@@ -36,6 +38,9 @@ from propeller.wasm.template import TaskWork, Template
 
 _OWN = ("propeller.tensors.numpy_machine", "propeller.program.library_arrays")
 """What every native program is run with; they import NumPy."""
+
+_ENDS_WITHIN_S = 0.01
+"""A process that was killed, mostly."""
 
 
 def _do(task_file: str, pipes: list[int], parent: int, nice: int, users: TaskUsers) -> NoReturn:
@@ -146,10 +151,44 @@ def _load(dependencies: list[str], modules: list[str]) -> str:
     return ""
 
 
+def _end_processes() -> bool:
+    """End the processes that libraries have left at their import, which no task may have; whether there were any.
+
+    Those whose parents have ended are among them, as this process takes over what its own leave.
+    """
+    found = False
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        found = True
+        if pid == 0:
+            for child in _children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            time.sleep(_ENDS_WITHIN_S)
+
+
+def _children() -> list[int]:
+    found = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+            # Behind the command, which may have spaces and brackets: the state, then the parent.
+            if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
+                found.append(int(name))
+    return found
+
+
 def main() -> None:
     """Serve the socket at descriptor 0; the arguments are this package's folder, what to load and how, and those of the template of Wasm programs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     told, (nice, folder, processors) = json.loads(sys.argv[2]), sys.argv[3:6]
+    if not parent_death.die_with_parent(
+        told["parent"]
+    ):  # an import may never end, and until then nothing is read
+        return
+    parent_death.adopt_orphans()
     confinement.use_processors(int(processors))
     users = TaskUsers.find(folder)
     confinement.drop_bounding_set()
@@ -167,6 +206,8 @@ def main() -> None:
         readable = [one for one in told["readable"] if Path(one).exists()]
         confinement.confine_template([*readable, "/proc"], [folder, os.devnull])
         unusable = _load(told["dependencies"], told["modules"])
+        if _end_processes():
+            unusable = unusable or "processes that were started at the import"
     except OSError as error:
         unusable = str(error)
     if unusable:

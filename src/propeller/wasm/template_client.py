@@ -1,11 +1,13 @@
 """The proplet's side of the template process: starts it, restarts it, and runs confined processes through it."""
 
 import asyncio
+import contextlib
 import errno
 import importlib.metadata
 import importlib.util
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -239,7 +241,7 @@ class TemplateClient:
             try:
                 await asyncio.to_thread(process.wait, 5)
             except subprocess.TimeoutExpired:
-                process.kill()
+                _kill(process)
                 await asyncio.to_thread(process.wait)
 
     def start(
@@ -359,7 +361,7 @@ class TemplateClient:
     def _replace(self) -> None:
         """The template ended though nobody asked it to, or says what no template would."""
         if self._process is not None:
-            self._process.kill()
+            _kill(self._process)
             self._process.wait()
         worked = self._ready is not None and self._ready.done()
         self._release()
@@ -384,3 +386,10 @@ class TemplateClient:
                 SandboxError("sandbox: its process ended unexpectedly, and the task with it")
             )
         self._running.clear()
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a template that has not been waited for, and what it started that is no task: its group is its own."""
+    for send in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            send(process.pid, signal.SIGKILL)
