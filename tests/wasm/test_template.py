@@ -278,7 +278,7 @@ async def test_a_process_is_forked_ahead_for_the_program_that_ran_last(tmp_path:
 async def test_a_process_forked_ahead_gives_back_its_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = "import propeller.wasm.template as t; t._SPARE_LIFE_S = 0.2; t.main()"
+    short = "import propeller.wasm.template as t; t._SPARE_LIFE_S = 1; t.main()"
     code = template_client.TEMPLATE_CODE.replace("from propeller.wasm.template import main; main()", short)
     monkeypatch.setattr(template_client, "TEMPLATE_CODE", code)
     async with Sandbox(tmp_path) as sandbox:
