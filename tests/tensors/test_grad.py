@@ -73,6 +73,7 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     ),
     "embedding": (lambda a: pt.embedding(a, ints([[0, 1], [1, 1]])) * pt.arange(2), [(3, 2)]),
     "pick": (lambda a: a[range(3), ints(COLUMNS)], [(3, 4)]),
+    "put_picked": (lambda a: record("put_picked", ints(COLUMNS), a * a, params=4), [(3,)]),
     "cumsum": (lambda a: pt.cumsum(a * a, 1) + pt.cumsum(a).reshape(2, 3), [(2, 3)]),
     "sort": (lambda a: pt.sort(a, 0) * pt.sort(-a, descending=True), [(3, 2)]),
     "top_k": (lambda a: pt.top_k(a * a, 2)[0], [(2, 4)]),

@@ -297,3 +297,32 @@ def test_a_callable_without_a_name(machine: StepMachine) -> None:
     assert pt.jit(partial(pt.maximum, 2.0))(pt.array([1.0, 3.0])).tolist() == [2.0, 3.0]
     with pytest.raises(TensorError, match="of one number"):
         pt.grad(partial(pt.maximum, 2.0))(pt.array([1.0, 3.0]))
+
+
+def test_what_is_the_same_at_each_call_is_computed_once(
+    machine: StepMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a mean begins with constants; they are not changed by what a call does with them."""
+    made: list[str] = []
+    bind = type(machine).bind
+
+    def counting(self: StepMachine, name: str, *given: Any) -> Any:
+        kernel = bind(self, name, *given)
+
+        def counted(*values: Any) -> Any:
+            made.append(name)
+            return kernel(*values)
+
+        return counted
+
+    monkeypatch.setattr(type(machine), "bind", counting)
+    step = pt.jit(lambda x: (pt.full((2,), 3.0) * 2.0 + x, pt.grad(lambda each: each.mean())(x)))
+    for at in range(3):
+        total, slope = step(pt.array([float(at), 1.0]))
+        assert total.tolist() == [6.0 + at, 7.0]
+        assert slope.tolist() == [0.5, 0.5]
+        if at == 0:
+            first = len(made)
+            made.clear()
+    assert len(made) < first
+    assert "full" not in made

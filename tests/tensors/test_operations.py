@@ -329,6 +329,16 @@ def pick(draw: Draw) -> Case:
     )
 
 
+def put_picked(draw: Draw) -> Case:
+    count = draw(st.integers(1, 4))
+    columns = draw(hnp.arrays("int64", draw(st.integers(0, 4)), elements=st.integers(-count, count - 1)))
+    values_ = array(draw, columns.shape, finite=True)
+    expected = np.zeros((len(columns), count), "float64" if kind(values_) == "float64" else "float32")
+    for row, column in enumerate(columns):
+        expected[row, column] = values_[row]
+    return [columns, values_], count, expected
+
+
 def one_hot(draw: Draw) -> Case:
     classes = draw(st.integers(1, 4))
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=3))
@@ -425,6 +435,7 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "gather": gather,
     "nonzero": nonzero,
     "pick": pick,
+    "put_picked": put_picked,
     "one_hot": one_hot,
     "concatenate": concatenate,
     "full": full,
@@ -597,6 +608,9 @@ def test_floats_that_are_no_integers(machine: StepMachine, dtype: str, value: fl
         ("nonzero", [np.zeros(2)], 0),
         ("pick", [np.zeros((2, 2)), np.array([0, 2])], None),
         ("pick", [np.zeros((2, 2)), np.array([0])], None),
+        ("put_picked", [np.array([2]), np.zeros(1)], 2),
+        ("put_picked", [np.array([0]), np.zeros((1, 2))], 2),
+        ("put_picked", [np.zeros(1), np.zeros(1)], 2),
         ("one_hot", [np.array([3])], 3),
         ("one_hot", [np.array([-1])], 3),
         ("concatenate", [], 0),

@@ -33,6 +33,8 @@ class Operand:
     value: Any
     spec: Spec
     shared: bool = True
+    size: int = 0
+    """Bytes, of an array that is held."""
 
 
 class Files(Protocol):
@@ -158,11 +160,12 @@ class StepMachine(ABC):
         inputs = [self._operand(each) for each in operands]
         specs = [each.spec for each in inputs]
         out = infer(name, specs, params)
-        self._check_room(size_bytes(out))
+        size = size_bytes(out)
+        self._check_room(size)
         value = self.bind(name, specs, params, out)(*[each.value for each in inputs])
         if view := OPERATIONS[name].view:
             inputs[0].shared = True
-        self._store(result, value, out, shared=view)
+        self._store(result, value, out, size, shared=view)
 
     # Handles and quotas ---------------------------------------------------------------------------------------
 
@@ -182,14 +185,14 @@ class StepMachine(ABC):
                 f"{self.held_bytes} bytes of tensors and {size} more are over {self._max_bytes}",
             )
 
-    def _store(self, handle: Any, value: Any, spec: Spec, *, shared: bool) -> None:
+    def _store(self, handle: Any, value: Any, spec: Spec, size: int, *, shared: bool) -> None:
         """Keep a value for which there is room."""
         if type(handle) is not int or handle in self.arrays:
             raise TensorError(f"{handle!r:.40} is not a new handle")
         if len(self.arrays) >= self._max_handles:
             raise QuotaError("tensor_handles", f"over {self._max_handles} tensors at one time")
-        self.arrays[handle] = Operand(value, spec, shared)
-        self.held_bytes += size_bytes(spec)
+        self.arrays[handle] = Operand(value, spec, shared, size)
+        self.held_bytes += size
 
     # Steps that are not operations ----------------------------------------------------------------------------
 
@@ -198,8 +201,9 @@ class StepMachine(ABC):
         spec = self._contents(source).get(name)
         if spec is None:
             raise TensorError(f"the {source} has no tensor {name!r:.80}")
-        self._check_room(size_bytes(spec))
-        self._store(handle, self._files and self._files.fetch(source, name), spec, shared=True)
+        size = size_bytes(spec)
+        self._check_room(size)
+        self._store(handle, self._files and self._files.fetch(source, name), spec, size, shared=True)
 
     def _create(self, handle: Any, _operands: Any, params: Any) -> None:
         dtype, sizes, text = params
@@ -212,7 +216,7 @@ class StepMachine(ABC):
             raise TensorError("create: the elements are not base64") from None
         if len(data) != size:
             raise TensorError(f"create: {len(data)} bytes are not {elements(spec[1])} elements of {dtype}")
-        self._store(handle, self.unpack(data, spec), spec, shared=True)
+        self._store(handle, self.unpack(data, spec), spec, size, shared=True)
 
     def _free(self, _result: Any, handles: Any, _params: Any) -> None:
         for handle in handles:
@@ -221,7 +225,7 @@ class StepMachine(ABC):
             # After a step that failed, a program does not know which of its arrays came to be.
             array = self.arrays.pop(handle, None)
             if array is not None:
-                self.held_bytes -= size_bytes(array.spec)
+                self.held_bytes -= array.size
 
     def _read(self, _result: Any, handles: Any, _params: Any) -> str:
         array = self._array(handles[0])
@@ -278,5 +282,7 @@ class StepMachine(ABC):
             inputs[at].shared = True
         outputs = routine.run(*values)
         self.steps_done += routine.steps
-        for handle, value, spec, shared in zip(results, outputs, routine.specs, routine.shared, strict=True):
-            self._store(handle, value, spec, shared=shared)
+        for handle, value, spec, size, shared in zip(
+            results, outputs, routine.specs, routine.sizes, routine.shared, strict=True
+        ):
+            self._store(handle, value, spec, size, shared=shared)

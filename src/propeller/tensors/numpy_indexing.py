@@ -81,6 +81,17 @@ def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
     return lambda x, indices: x[rows, _checked_rows(indices, columns)]
 
 
+def _put_picked(_specs: Sequence[Spec], count: Any, out: Spec) -> Kernel:
+    rows, dtype = np.arange(out[1][0]), np.dtype(out[0])
+
+    def kernel(columns: Any, values: Any) -> Any:
+        made = np.zeros(out[1], dtype)
+        made[rows, _checked_rows(columns, count)] = values
+        return made
+
+    return kernel
+
+
 def _one_hot(specs: Sequence[Spec], classes: Any, out: Spec) -> Kernel:
     every, dtype = np.arange(elements(specs[0][1])), np.dtype(out[0])
 
@@ -136,6 +147,7 @@ KERNELS: dict[str, KernelFactory] = {
     "gather": _gather,
     "nonzero": _nonzero,
     "pick": _pick,
+    "put_picked": _put_picked,
     "one_hot": _one_hot,
 }
 """The kernel of every operation that indexes, from its specs and params."""

@@ -13,7 +13,7 @@ from propeller.tensors.numpy_casts import from_bfloat16
 from propeller.tensors.numpy_kernels import bind, bind_into
 from propeller.tensors.operations import Kernel
 from propeller.tensors.routine import Routine
-from propeller.tensors.shapes import Spec
+from propeller.tensors.shapes import Spec, size_bytes
 
 _LITTLE_ENDIAN = {
     "float32": "<f4",
@@ -88,7 +88,7 @@ class NumpyMachine(StepMachine):
 
     def put(self, handle: int, value: Any, spec: Spec) -> None:
         """Hold an array of this process under a new handle; whose it is may change it no more."""
-        self._store(handle, value, spec, shared=True)
+        self._store(handle, value, spec, size_bytes(spec), shared=True)
 
     def copy(self, value: Any) -> Any:
         """A copy in C order."""

@@ -11,6 +11,9 @@ from typing import Any
 from propeller.tensors.operations import OPERATIONS, Kernel, infer
 from propeller.tensors.shapes import FLOAT, INT, ITEM_BYTES, WEAK, Spec, TensorError, fits, size_bytes
 
+_FOLDED_BYTES, _ALL_FOLDED_BYTES = 4096, 1 << 16
+"""How large a result is that is computed once and kept, and all of a routine: more would be memory that no quota counts."""
+
 Bind = Callable[[str, Sequence[Spec], Any, Spec], Kernel]
 BindInto = Callable[[str, Sequence[Spec], Any, Spec, int], "Kernel | None"]
 
@@ -28,6 +31,8 @@ class Routine:
     """How many they are."""
     specs: list[Spec]
     """Of the outputs."""
+    sizes: list[int]
+    """Of the outputs, in bytes."""
     shared: list[bool]
     """Whether an output may share memory with an input or another output."""
     escaping: list[int]
@@ -93,23 +98,27 @@ def compile_routine(body: Any, bind: Bind, bind_into: BindInto) -> Routine:
     steps, numbers = _parse_steps(body["steps"], specs)
     outputs = [_parse_slot(each, size) for each in body["outputs"]]
     donated = [_parse_slot(each, inputs) for each in body.get("donated", [])]
+    constants = {size + at: value for at, value in enumerate(numbers)}
     roots = _memory_roots(steps, inputs, size + len(numbers))
     last_uses = _last_uses(steps, roots, inputs, outputs)
     kept = {roots[slot] for slot in outputs}
+    folded = _fold(steps, specs, inputs, constants, kept, bind)
     ending: dict[int, list[int]] = {}
     for slot in range(size):
-        if roots[slot] not in kept and roots[slot] in last_uses:
+        if roots[slot] not in kept and roots[slot] in last_uses and slot not in constants:
             ending.setdefault(last_uses[roots[slot]], []).append(slot)
     bound = []
     kernels: dict[Any, Kernel] = {}
     for at, step in enumerate(steps):
         result = inputs + at
+        if result in folded:
+            continue
         out = specs[result]
         # Operands of the result's spec, whose memory nobody needs after this step.
         writable = [
             position
             for position, slot in enumerate(step.slots)
-            if slot < size
+            if slot not in constants
             and step.specs[position] == out
             and roots[slot] == slot
             and slot not in kept
@@ -129,24 +138,55 @@ def compile_routine(body: Any, bind: Bind, bind_into: BindInto) -> Routine:
     return Routine(
         inputs=specs[:inputs],
         donated=donated,
-        run=compile_steps(inputs, bound, {size + at: value for at, value in enumerate(numbers)}, outputs),
-        steps=len(bound),
+        run=compile_steps(inputs, bound, constants, outputs),
+        steps=len(steps),
         specs=[specs[slot] for slot in outputs],
+        sizes=[size_bytes(specs[slot]) for slot in outputs],
         shared=[roots[slot] != slot or slot < inputs or times[slot] > 1 for slot in outputs],
         escaping=sorted({roots[slot] for slot in outputs if roots[slot] < inputs}),
         peak_bytes=_peak_bytes(bound, specs),
     )
 
 
+def _fold(
+    steps: Sequence[_Step],
+    specs: Sequence[Spec],
+    inputs: int,
+    constants: dict[int, Any],
+    kept: set[int],
+    bind: Bind,
+) -> set[int]:
+    """Do the steps that give the same at each call, as those of a mean's gradient, and add what they give to the constants.
+
+    Returns:
+        The slots of these.
+    """
+    folded: set[int] = set()
+    room = _ALL_FOLDED_BYTES
+    for at, step in enumerate(steps):
+        result, size = inputs + at, size_bytes(specs[inputs + at])
+        if (
+            result in kept
+            or size > min(room, _FOLDED_BYTES)
+            or not all(each in constants for each in step.slots)
+        ):
+            continue
+        kernel = bind(step.name, step.specs, step.params, specs[result])
+        constants[result] = kernel(*(constants[each] for each in step.slots))
+        folded.add(result)
+        room -= size
+    return folded
+
+
 def compile_steps(
-    inputs: int, steps: Sequence[BoundStep], numbers: dict[int, Any], outputs: Sequence[int]
+    inputs: int, steps: Sequence[BoundStep], constants: dict[int, Any], outputs: Sequence[int]
 ) -> Callable[..., list[Any]]:
     """One straight Python function of ``inputs`` values that does the steps and returns the slots ``outputs``.
 
     Small arrays would notice what a loop over the steps costs. The function's text is made of slot numbers only; nothing that a
     program wrote is in it.
     """
-    names: dict[str, Any] = {f"s{slot}": value for slot, value in numbers.items()}
+    names: dict[str, Any] = {f"s{slot}": value for slot, value in constants.items()}
     lines = [f"def routine({', '.join(f's{slot}' for slot in range(inputs))}):"]
     for at, step in enumerate(steps):
         names[f"k{at}"] = step.kernel

@@ -11,6 +11,7 @@ from propeller.tensors.shapes import (
     axis_of,
     broadcast,
     elements,
+    floating,
     is_floating,
     shape_of,
     sum_dtype,
@@ -98,6 +99,16 @@ def _columns(name: str, specs: Sequence[Spec], _params: Any) -> Spec:
     return dtype, indices[1]
 
 
+def _picked(name: str, specs: Sequence[Spec], params: Any) -> Spec:
+    columns, (dtype, shape) = specs
+    _check_indices(name, columns)
+    if len(shape) != 1 or columns[1] != shape:
+        raise TensorError(
+            f"{name} takes a column and a value for each row, got {list(columns[1])} and {list(shape)}"
+        )
+    return floating(dtype), (*shape, *shape_of(name, [params]))
+
+
 def _classes(name: str, specs: Sequence[Spec], params: Any) -> Spec:
     _check_indices(name, specs[0])
     return "float32", (*specs[0][1], *shape_of(name, [params]))
@@ -172,8 +183,7 @@ def _gather_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[A
 
 def _pick_gradient(up: Any, call: OperationCall, record: Record) -> Sequence[Any]:
     x, columns = call.operands
-    rows, count = x.shape
-    return [record("one_hot", _from_start(columns, count, record), params=count) * up.reshape(rows, 1)]
+    return [record("put_picked", columns, up, params=x.shape[1]), None]
 
 
 def _from_start(indices: Any, size: int, record: Record) -> Any:
@@ -290,6 +300,17 @@ def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
     return kernel
 
 
+def _put_picked(_specs: Sequence[Spec], count: Any, out: Spec) -> Kernel:
+    def kernel(columns: list[Any], values: list[Any]) -> list[Any]:
+        _check_range(columns, count)
+        made = [0.0] * elements(out[1])
+        for row, (column, value) in enumerate(zip(columns, values, strict=True)):
+            made[row * count + column % count] = float(value)
+        return made
+
+    return kernel
+
+
 def _one_hot(_specs: Sequence[Spec], classes: Any, _out: Spec) -> Kernel:
     def kernel(labels: list[Any]) -> list[Any]:
         if not all(0 <= label < classes for label in labels):
@@ -377,6 +398,15 @@ OPERATIONS = (
         gradient=_pick_gradient,
         kernel=_pick,
         moves=True,
+    ),
+    Operation(
+        name="put_picked",
+        operands=2,
+        params="count",
+        doc="of a column and a value for each row: rows of this many zeros with the value in the column",
+        infer=_picked,
+        gradient=lambda up, call, record: [None, record("pick", up, call.operands[0])],
+        kernel=_put_picked,
     ),
     Operation(
         name="one_hot",
