@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from propeller.digests import digest_of
+from propeller.native.build import native_program
 from propeller.native.interpreter import Interpreter
-from propeller.native_program import NativeProgram
+from propeller.native_program import NativeProgram, ScriptMetadata
 from propeller.wasm import native_templates
 from propeller.wasm.native_templates import Command, NativeTemplates
 from propeller.wasm.program_run import MIB, Limits, ProgramRun, RunOutcome
@@ -349,6 +350,68 @@ async def test_a_proplet_that_is_killed_leaves_no_template_that_still_imports(tm
         finally:
             proplet.kill()
     await eventually(lambda: not _running(python.command), 5, "it is gone with the proplet")
+
+
+ENDS = {
+    "raise KeyboardInterrupt": 130,
+    "raise SystemExit(2**40)": 1,
+    "os._exit(5)": 5,
+    "sys.stdout.close()\nreturn Update(model, 1)": 0,
+    "os.close(1)\nreturn Update(model, 1)": 120,
+    "os.close(2)\nprint('x')\nreturn Update(model, 1)": 120,
+    "atexit.register(lambda: 1 / 0)\nreturn Update(model, 1)": 0,
+}
+
+
+async def test_a_forked_task_ends_as_an_interpreter_does(sandbox: Sandbox, tmp_path: Path) -> None:
+    async with Sandbox(tmp_path / "fresh", native=interpreter(), native_memory=0) as fresh:
+        for body, code in ENDS.items():
+            script = training(body, "import atexit, os, sys")
+            codes = [(await run_native(one, script)).exit_code for one in (sandbox, fresh)]
+            assert codes == [code, code], body
+
+
+SETS_UP = "import os\nos.environ['FROM_PACKAGE'] = 'set'\nimport helper"
+
+
+async def test_a_task_finds_what_a_fresh_interpreter_would_have(tmp_path: Path) -> None:
+    """Variables that a library has set at its import, and the program's own modules, also where a library has one of that name."""
+    python = python_with(tmp_path / "python", package=SETS_UP, helper="who = 'the library'")
+    body = "print(os.environ['FROM_PACKAGE'], helper.who, os.environ['OMP_NUM_THREADS'])\nreturn Update(model, 1)"
+    modules = {"program": training(body, "import os, package, helper"), "helper": "who = 'the program'"}
+    program = NativeProgram("program", modules, ("train",), "", ("package",), ("package",)).encode()
+    run = ProgramRun(
+        "task", digest_of(program), env=ENVIRONMENT, files={"model.json": MODEL, "dataset.json": DATA}
+    )
+    for memory in (None, 0):
+        said: list[str] = []
+        async with Sandbox(tmp_path / f"{memory}", native=python, native_memory=memory) as sandbox:
+            await sandbox.keep(digest_of(program), program)
+            outcome = await sandbox.run(run, said.append)
+            assert outcome.error is None, said
+            assert (sandbox.native_template_pid is not None) == (memory is None)
+        assert said == ["set the program 1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "noted"),
+    [
+        ('os.environ["KERAS_BACKEND"] = "torch"', False),
+        ('os.environ.setdefault("KERAS_BACKEND", "torch")', False),
+        ('os.environ |= {"KERAS_BACKEND": "torch"}', False),
+        ('os.putenv("KERAS_BACKEND", "torch")', False),
+        ('del os.environ["KERAS_BACKEND"]', False),
+        ('from os import environ\nenviron.update(KERAS_BACKEND="torch")', False),
+        ('backend = os.environ["KERAS_BACKEND"]', True),
+        ('backend = os.environ.get("KERAS_BACKEND")', True),
+        ('settings = {}\nsettings["environ"] = settings.setdefault("environ", 1)', True),
+    ],
+)
+def test_a_script_that_sets_a_library_up_imports_it_itself(tmp_path: Path, line: str, *, noted: bool) -> None:
+    """Keras chooses what it computes with when it is imported: before the script, it would be another."""
+    script = tmp_path / "program.py"
+    script.write_text(training("return Update(model, 1)", f"import os\n{line}\nimport keras"))
+    assert native_program(script, ScriptMetadata()).imports == (("keras",) if noted else ())
 
 
 def _running(command: Path) -> list[int]:

@@ -15,7 +15,7 @@ from propeller.native_program import (
 from propeller.process.files import write_durably
 from propeller.protocol.requirements import Requirements
 from propeller.wasm.build import BuildError, BuildResult, build
-from propeller.wasm.build.sources import collect_sources, foreign_imports, functions_in
+from propeller.wasm.build.sources import collect_sources, foreign_imports, functions_in, sets_variables
 
 
 def metadata_of(script: Path) -> ScriptMetadata:
@@ -89,5 +89,5 @@ def native_program(script: Path, metadata: ScriptMetadata) -> NativeProgram:
         tuple(functions),
         metadata.requires_python,
         metadata.dependencies,
-        foreign_imports(sources)[:MAX_IMPORTS],
+        () if sets_variables(sources) else foreign_imports(sources)[:MAX_IMPORTS],
     )

@@ -16,6 +16,7 @@ from propeller.wasm.task_users import TaskUser
 
 _DOCUMENT_FD = 3
 _PROGRAM = Path("in/.program")
+_KEPT = sys.stdlib_module_names | {"numpy", "propeller"}
 CANNOT = 71
 """The exit code of a process that could not confine itself (``EX_OSERR`` of sysexits.h): the program was not loaded."""
 
@@ -63,6 +64,10 @@ def run() -> int:
         library_arrays.use_numpy(machine)
         with redirect_stdout(sys.stderr):  # the result alone is on standard output
             script, modules = layer.read(_PROGRAM.read_bytes())
+            for name in (
+                modules.keys() - _KEPT
+            ):  # of a library that was imported ahead, which has one of this name
+                sys.modules.pop(name, None)
             layer.load(script, modules)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the program does wrong where it is loaded
         command.explain(error)

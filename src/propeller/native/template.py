@@ -39,6 +39,9 @@ from propeller.wasm.template import TaskWork, Template
 _OWN = ("propeller.tensors.numpy_machine", "propeller.program.library_arrays")
 """What every native program is run with; they import NumPy."""
 
+_INTERRUPTED, _NOT_FLUSHED = 130, 120
+"""Exit codes of an interpreter: of a ``KeyboardInterrupt``, and where the last output cannot be written."""
+
 _ENDS_WITHIN_S = 0.01
 """A process that was killed, mostly."""
 
@@ -46,6 +49,7 @@ _ENDS_WITHIN_S = 0.01
 def _do(task_file: str, pipes: list[int], parent: int, nice: int, users: TaskUsers) -> NoReturn:
     """Do what a task file says; never returns, and nothing of what called this goes on in a task's process."""
     code = guest.CANNOT
+    given = dict(os.environ)  # the constants of every task, and what libraries set at their import
     try:
         user = confinement.isolate(parent, nice, users)
         use_descriptors([None, *pipes[:2]], {})  # there is no report: its exit status says how it ended
@@ -53,7 +57,7 @@ def _do(task_file: str, pipes: list[int], parent: int, nice: int, users: TaskUse
         user = task_process.enter_native(task, user)
         document = json.loads(task.document)
         guest.confine(document["readable"], document["writable"], user)
-        os.environ.update({**task.env, **document["env"]})
+        os.environ.update({**given, **document["env"]})
         code = _run()
     except BaseException as error:  # noqa: BLE001 - the process ends here, and says why
         with contextlib.suppress(Exception):
@@ -78,9 +82,10 @@ def _run() -> int:
         return guest.run()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1
-    except BaseException:  # noqa: BLE001 - what ends an interpreter, too
-        traceback.print_exc()
-        return 1
+    except BaseException as error:  # noqa: BLE001 - what ends an interpreter, too
+        with contextlib.suppress(Exception):  # it may have closed what this is written to
+            traceback.print_exc()
+        return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _draw_anew() -> None:
@@ -101,12 +106,16 @@ def _end(code: int) -> NoReturn:
         end._shutdown()  # noqa: SLF001 - what the interpreter calls
         at_exit: Any = atexit
         at_exit._run_exitfuncs()  # noqa: SLF001
-        sys.stdout.flush()
-        sys.stderr.flush()
     except BaseException:  # noqa: BLE001
         code = code or 1
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
+    except BaseException:  # noqa: BLE001
+        code = _NOT_FLUSHED
     finally:
-        os._exit(code)
+        os._exit(code & 0xFF)
 
 
 def _descriptors() -> set[str]:

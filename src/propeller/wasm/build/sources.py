@@ -31,6 +31,10 @@ class BuildError(InvalidError):
     """A script cannot be made a program; the text says where and why."""
 
 
+_CHANGES = {"setdefault", "update", "pop", "popitem", "clear", "__setitem__", "__delitem__"}
+"""What changes a mapping."""
+
+
 def collect_sources(script: Path, *, native: bool = False) -> dict[str, str]:
     """The script and the modules of its folder that it imports, by file name.
 
@@ -110,6 +114,27 @@ def foreign_imports(sources: Mapping[str, str]) -> tuple[str, ...]:
     nodes = [node for text in sources.values() for node in ast.walk(ast.parse(text))]
     found = {name for node in nodes for name in imported_by(node) if name.partition(".")[0] not in own}
     return tuple(sorted(found))
+
+
+def sets_variables(sources: Mapping[str, str]) -> bool:
+    """Whether sources set variables of the environment: some libraries are set up so before they are imported."""
+    return any(_sets_variable(node) for text in sources.values() for node in ast.walk(ast.parse(text)))
+
+
+def _sets_variable(node: ast.AST) -> bool:
+    match node:
+        case ast.Subscript(value=changed, ctx=ast.Store() | ast.Del()) | ast.AugAssign(target=changed):
+            return _is_environment(changed)
+        case ast.Call(func=ast.Attribute(value=changed, attr=name)):
+            return name in {"putenv", "unsetenv"} or (name in _CHANGES and _is_environment(changed))
+        case ast.Call(func=ast.Name(id=name)):
+            return name in {"putenv", "unsetenv"}
+    return False
+
+
+def _is_environment(node: ast.AST) -> bool:
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return name in {"environ", "environb"}
 
 
 def functions_in(sources: Mapping[str, str]) -> list[str]:
