@@ -312,6 +312,18 @@ async def test_a_process_that_a_library_starts_at_its_import_ends(tmp_path: Path
         await eventually(lambda: not _running(python.command), 5, "no process is left")
 
 
+async def test_a_process_of_a_library_that_has_ended_is_none(tmp_path: Path) -> None:
+    python = python_with(
+        tmp_path / "python", ends="import os, time\nif os.fork() == 0:\n    os._exit(0)\ntime.sleep(0.2)"
+    )
+    async with Sandbox(tmp_path / "sandbox", native=python) as sandbox:
+        outcome = await run_native(
+            sandbox, training("return Update(model, 1)"), dependencies=("ends",), imports=("ends",)
+        )
+        assert outcome.error is None
+        assert sandbox.native_template_pid is not None
+
+
 PROPLET = """
 import asyncio, sys
 from pathlib import Path

@@ -161,7 +161,7 @@ def _load(dependencies: list[str], modules: list[str]) -> str:
 
 
 def _end_processes() -> bool:
-    """End the processes that libraries have left at their import, which no task may have; whether there were any.
+    """End the processes that libraries have left at their import, which no task may have; whether there were any that still ran.
 
     Those whose parents have ended are among them, as this process takes over what its own leave.
     """
@@ -171,8 +171,8 @@ def _end_processes() -> bool:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return found
-        found = True
         if pid == 0:
+            found = True
             for child in _children():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
@@ -197,11 +197,11 @@ def main() -> None:
         told["parent"]
     ):  # an import may never end, and until then nothing is read
         return
-    parent_death.adopt_orphans()
     confinement.use_processors(int(processors))
     users = TaskUsers.find(folder)
     confinement.drop_bounding_set()
     confinement.keep_capabilities(NEEDED.values() if users.count else ())
+    parent_death.adopt_orphans()
     control = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDWR)
     for target in (0, 1, 2):  # what libraries say at their import is nobody's
