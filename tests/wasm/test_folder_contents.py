@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from propeller.wasm import folder_contents
+from propeller.wasm import confinement, folder_contents
 
 
 def test_files_are_collected_with_their_paths(tmp_path: Path) -> None:
@@ -48,3 +48,20 @@ def test_files_given_by_path_are_linked_and_go_alone(tmp_path: Path) -> None:
     assert (tmp_path / "task" / "in" / "b").samefile(large)
     folder_contents.remove(tmp_path / "task")
     assert large.read_bytes() == b"3" * 10
+
+
+def test_folders_that_their_owner_may_not_enter_are_removed(tmp_path: Path) -> None:
+    """A native program makes folders of any mode; left there, they would keep the next proplet from starting."""
+    folder = tmp_path / "task"
+    for place in (folder, folder / "out", folder / "out" / "inner", folder / "out" / "inner" / "more"):
+        place.mkdir()
+    (folder / "out" / "inner" / "file").write_text("x")
+    for place, mode in (
+        (folder / "out" / "inner" / "more", 0),
+        (folder / "out" / "inner", 0o500),
+        (folder / "out", 0),
+    ):
+        place.chmod(mode)
+    with confinement.without_capabilities():  # as a proplet that is not root
+        folder_contents.remove(folder)
+    assert not folder.exists()

@@ -6,13 +6,16 @@ The template imports this module and is small on purpose: standard library only.
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from propeller.errors import InvalidError
 from propeller.wasm.program_run import StateFolder
 
 _COPIED_BYTES = 1024 * 1024
+
+T = TypeVar("T")
 
 
 class OutputError(InvalidError):
@@ -252,17 +255,20 @@ def _unusual(name: str, shown: str) -> OutputError:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, however deep it is: inner folders are moved to its top until there are none."""
+    """Remove a folder, however deep it is: inner folders are moved to its top until there are none.
+
+    A task may have made them with any mode.
+    """
     number = 0
     pending = [folder]
     while pending:
         current = pending.pop()
         with contextlib.suppress(FileNotFoundError):
-            for entry in list(os.scandir(current)):
+            for entry in _opened(current, lambda folder: list(os.scandir(folder)), current):
                 if entry.is_dir(follow_symlinks=False):
                     number += 1
                     moved = folder / f".remove-{number}"
-                    os.rename(entry.path, moved)  # noqa: PTH104 - of an entry
+                    _opened(entry.path, os.rename, entry.path, moved)
                     pending.append(moved)
                 else:
                     os.unlink(entry.path)  # noqa: PTH108 - of an entry
@@ -270,3 +276,12 @@ def remove(folder: Path) -> None:
                 current.rmdir()
     with contextlib.suppress(FileNotFoundError):
         folder.rmdir()
+
+
+def _opened(folder: str | Path, act: Callable[..., T], *arguments: str | Path) -> T:
+    """Do something to a folder, or to what is in it, whose mode may forbid that to its owner."""
+    try:
+        return act(*arguments)
+    except PermissionError:
+        os.chmod(folder, stat.S_IRWXU)  # noqa: PTH101 - small on purpose
+        return act(*arguments)
