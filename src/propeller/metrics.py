@@ -10,7 +10,7 @@ MAX_METRICS = 1000
 MAX_METRIC_NAME = 128
 """The longest name of one, in characters."""
 
-DIVERGED = "training diverged, or something was divided by zero"
+DIVERGED = "training diverged (a lower learning rate may help), or something was divided by zero"
 """What NaN and infinities mean to the person whose program gave them."""
 
 _KINDS: dict[type, str] = {bool: "true or false", str: "text", dict: "an object", list: "a list"}

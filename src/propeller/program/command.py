@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
-from propeller.metrics import metric_fault
+from propeller.metrics import DIVERGED, metric_fault
 from propeller.program import aggregation
 from propeller.program.context import Context
 from propeller.program.data import TaskData
@@ -146,7 +146,7 @@ class _Task:
         self._tape.read_ahead([*remainders.values(), *_single_arrays(result.metrics)])
         for name, remainder in remainders.items():
             if not math.isfinite(float(remainder)):
-                raise TensorError(f"the update's {name!r} has numbers that are not finite: training diverged")
+                raise TensorError(f"the update's {name!r} has numbers that are not finite: {DIVERGED}")
         return matched
 
     def _call(
@@ -158,7 +158,7 @@ class _Task:
         )
         data = TaskData(self._columns, self._root / "in" / "dataset.json")
         model = {name: given(tensor) for name, tensor in model.items()}
-        result = function(_Model(model), data, json.loads(text) or {}, context)
+        result = function(_Model(model), data, _Hyperparams(json.loads(text) or {}), context)
         with result_of(function):
             if not isinstance(result, expected):
                 mode, remedy = _RESULTS[expected]
@@ -187,6 +187,24 @@ class _Model(dict[str, Array]):
 
     def __missing__(self, name: object) -> Array:
         raise TensorError(f"the model has no tensor {name!r}; it has {', '.join(self) or 'none'}")
+
+    def __call__(self, *_inputs: object, **_options: object) -> Never:
+        raise TensorError("the model is a dict of arrays: write net.apply(model, x) for model(x)")
+
+    def __getattr__(self, name: str) -> Never:
+        raise AttributeError(
+            f"the model is a dict of arrays by name and has no {name!r}: net.apply(model, x) computes with it"
+        )
+
+
+class _Hyperparams(dict[str, Any]):
+    """The experiment's; the error for a name that they lack says which there are."""
+
+    def __missing__(self, name: object) -> Never:
+        raise KeyError(
+            f"there is no hyperparameter {name!r}; the experiment sets {', '.join(self) or 'none'}: set it under [hyperparams], "
+            f"or write hyperparams.get({name!r}, …)"
+        )
 
 
 def _read_text(file: Path, default: str) -> str:

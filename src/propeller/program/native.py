@@ -18,7 +18,8 @@ from propeller.tensors import session
 
 AVAILABLE_MODULES = (
     "they have Python's standard library, propeller.program (arrays: propeller.program.tensors), "
-    "and modules of your own in files beside the script"
+    "and modules of your own in files beside the script; packages that devices have are for native programs "
+    "(docs/programs.md#native-programs)"
 )
 
 MISSING_STDLIB = {
