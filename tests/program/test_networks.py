@@ -10,6 +10,8 @@ import pytest
 from propeller.fl.tensors.pytorch import from_pytorch
 from propeller.program import Data, batches, nn, optim
 from propeller.program import tensors as pt
+from propeller.program.correction import Correction
+from propeller.program.nn import hints
 from propeller.tensors.machine import StepMachine
 
 DATA = Path(__file__).parent / "pytorch"
@@ -164,6 +166,102 @@ def test_what_is_wrong_is_named() -> None:
         nn.Sequential(nn.Linear(1, 1), 3)
     with pytest.raises(pt.TensorError, match="2 groups do not divide 3 channels"):
         nn.Conv2d(3, 4, 3, groups=2)
+    with pytest.raises(pt.TensorError, match="LSTM: batch_first is always true here"):
+        nn.LSTM(2, 3, batch_first=False)
+
+
+def test_the_layer_that_fails_is_named() -> None:
+    net = nn.Sequential(body=nn.Sequential(nn.Linear(3, 4), pt.relu), head=nn.Linear(5, 2))
+    with pytest.raises(
+        pt.TensorError, match=r"^head \(Linear\): matmul: shapes \[2, 4\] and \[5, 2\] do not fit"
+    ):
+        net.apply(net.init(), pt.ones((2, 3)))
+    with pytest.raises(pt.TensorError, match=r"^body\.0 \(Linear\): matmul: shapes \[2, 7\]"):
+        net.apply(net.init(), pt.ones((2, 7)))
+
+
+def test_a_model_of_another_network_is_named() -> None:
+    model = nn.Linear(3, 5).init()
+    with pytest.raises(
+        pt.TensorError, match=r"the model's 'weight' has the shape \[5, 3\], the network takes \[4, 3\]"
+    ):
+        nn.Linear(3, 4).apply(model, pt.ones((2, 3)))
+
+
+def test_a_batch_of_one_has_no_statistics() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    model, key = net.init(), pt.random(1).key()
+    with pytest.raises(
+        pt.TensorError, match=r"1 \(BatchNorm1d\): BatchNorm1d: one number for each channel .* drop_last=True"
+    ):
+        net.train(model, pt.ones((1, 2)), key=key)
+    assert net.apply(model, pt.ones((1, 2))).shape == (1, 4)
+    pictures = nn.BatchNorm2d(3)
+    assert pictures.train(pictures.init(), pt.ones((1, 3, 2, 2)), key=key)[0].shape == (1, 3, 2, 2)
+
+
+def test_a_step_without_a_key_is_named() -> None:
+    net, optimizer = nn.Linear(2, 2), optim.SGD(0.1)
+    step, model = nn.training_step(net, pt.cross_entropy, optimizer), net.init()
+    given = model, optimizer.init(model), pt.ones((3, 2)), pt.array([0, 1, 1])
+    for rest in ((), (0.1,), (Correction(),), (None,), (pt.ones(2),)):
+        with pytest.raises(pt.TensorError, match=r"the key is missing: pass source\.key\(\)"):
+            step(*given, *rest)
+    assert step(*given, pt.random(1).key()).item() > 0
+
+
+def test_labels_of_a_loss_are_integers_below_the_number_of_classes(machine: StepMachine) -> None:
+    del machine
+    logits = pt.zeros((2, 3))
+    with pytest.raises(pt.TensorError, match=r"are integers, got float32 \[2\]: use y\.astype\('int64'\)"):
+        pt.cross_entropy(logits, pt.array([0.0, 1.0]))
+    with pytest.raises(
+        pt.TensorError, match=r"index 3 is outside 3 columns \(of a loss: as many classes\), 0 to 2"
+    ):
+        pt.cross_entropy(logits, pt.array([0, 3])).item()
+
+
+def test_arguments_have_pytorchs_names() -> None:
+    nn.Conv2d(in_channels=1, out_channels=2, kernel_size=3, stride=2, padding=1)
+    nn.ConvTranspose1d(in_channels=1, out_channels=2, kernel_size=3)
+    nn.MaxPool2d(kernel_size=2), nn.AvgPool2d(kernel_size=2)
+    nn.Linear(in_features=2, out_features=3)
+    (
+        nn.BatchNorm2d(num_features=2),
+        nn.LayerNorm(normalized_shape=2),
+        nn.GroupNorm(num_groups=1, num_channels=2),
+    )
+    nn.Dropout(p=0.1), nn.Embedding(num_embeddings=3, embedding_dim=2)
+    nn.GRU(input_size=2, hidden_size=3, num_layers=2, batch_first=True)
+    nn.MultiheadAttention(embed_dim=4, num_heads=2, batch_first=True)
+    assert nn.Conv2d(1, 2, 3, 2, 1).init()["weight"].shape == (2, 1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("ReLU", r"here it is the function pt\.relu, in forward or as a step of Sequential"),
+        ("CrossEntropyLoss", r"here it is the function pt\.cross_entropy\(output, target\)"),
+        ("Dropout2d", r"here it is Dropout\(p\)"),
+        ("Conv2D", "did you mean 'Conv2d'"),
+    ],
+)
+def test_layers_of_pytorch_that_there_are_not(name: str, text: str) -> None:
+    with pytest.raises(AttributeError, match=text):
+        getattr(nn, name)
+
+
+def test_what_hints_name_is_there() -> None:
+    functions = {**hints.FUNCTIONS, **hints.LOSSES}
+    assert all(callable(getattr(pt, name)) for name in functions.values())
+    there_is = [name for name in {**functions, **hints.OTHERS} if name in nn.__all__]
+    assert not there_is
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW])
+def test_an_optimizer_is_given_no_parameters(kind: Any) -> None:
+    with pytest.raises(pt.TensorError, match=f"write {kind.__name__}\\(lr=…\\)"):
+        kind(nn.Linear(1, 1).parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +378,7 @@ def test_dropout_and_statistics_in_a_step() -> None:
     outputs = [net.train(weights, x, key=key)[0].tolist() for key in (same, same, other)]
     assert outputs[0] == outputs[1] != outputs[2]
     assert net.apply(weights, x).tolist() == net.apply(weights, x).tolist()
-    with pytest.raises(pt.TensorError, match="a rate is from 0 to below 1"):
+    with pytest.raises(pt.TensorError, match="p is from 0 to below 1"):
         nn.Dropout(1.0)
     with pytest.raises(pt.TensorError, match="BatchNorm1d takes arrays of 3 dimensions"):
         net.apply(weights, x.reshape(2, 2, 4, 3))

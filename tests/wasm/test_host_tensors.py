@@ -141,7 +141,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([["cut", 9, [1], [[[0], 10**9, [0]]]]], "is not a slice"),
     ([["cut", 9, [1], [-1]]], "index -1 is outside axis 0"),
     ([["cut", 9, [1], [True]]], "is not a slice"),
-    ([["take", 9, [1, 2], None]], "take: IndexError: an index is outside 2 rows"),
+    ([["take", 9, [1, 2], None]], "take: IndexError: index 5 is outside 2 rows, 0 to 1"),
     ([["take", 9, [1, 1], None]], "indices are integers"),
     ([["one_hot", 9, [2], 1]], "one_hot: IndexError: a label is outside 1 classes"),
     ([["sum", 9, [1], [[0, 0], False]]], "is not [axes, each once"),

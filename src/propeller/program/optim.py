@@ -10,8 +10,8 @@ inside ``jit`` as outside of it.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
 
 from propeller.tensors.array import Array
 from propeller.tensors.functions import minimum, sqrt, zeros, zeros_like
@@ -27,6 +27,14 @@ class Optimizer(ABC):
     Attributes:
         lr: the learning rate, unless a step says another one.
     """
+
+    def __new__(cls, *options: Any, **_named: Any) -> Self:
+        """Say what is different to whoever passes the parameters, as in PyTorch."""
+        if options and isinstance(options[0], Mapping | Iterable):
+            raise TensorError(
+                f"{cls.__name__}: an optimizer is not given the parameters here, write {cls.__name__}(lr=…): it is step that is given the model"
+            )
+        return super().__new__(cls)
 
     def __init__(self, lr: float, weight_decay: float = 0.0) -> None:
         _check("lr", lr, 0, math.inf)

@@ -30,6 +30,10 @@ def cross_entropy(
         raise TensorError("cross_entropy: the logits have no axis of classes")
     chances = record("log_softmax", logits, params=-1)
     if is_floating(labels.dtype):
+        if labels.shape == logits.shape[:-1] != logits.shape:
+            raise TensorError(
+                f"cross_entropy: labels of classes are integers, got {labels.dtype} {list(labels.shape)}: use y.astype('int64')"
+            )
         if labels.shape != logits.shape:
             raise TensorError(
                 f"cross_entropy: probabilities of shape {list(labels.shape)} are not those of logits of "

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from propeller.tensors.operations import Kernel, KernelFactory
+from propeller.tensors.operations.indexing import PICKED
 from propeller.tensors.shapes import Spec, elements
 
 _ADDED_AT_ONCE = 1 << 15
@@ -25,11 +26,12 @@ def _index(params: Any) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def _checked_rows(indices: Any, count: int) -> Any:
+def _checked_rows(indices: Any, count: int, what: str = "rows") -> Any:
     """Row numbers, checked: NumPy's own error is about another array than the program's."""
     rows = indices.astype(np.int64, copy=False)
     if rows.size and (int(rows.min()) < -count or int(rows.max()) >= count):
-        raise IndexError(f"an index is outside {count} rows")
+        wrong = rows[(rows < -count) | (rows >= count)][0]
+        raise IndexError(f"index {wrong} is outside {count} {what}, 0 to {count - 1}")
     return rows
 
 
@@ -78,7 +80,7 @@ def _put_rows(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
 
 def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
     rows, columns = np.arange(specs[0][1][0]), specs[0][1][1]
-    return lambda x, indices: x[rows, _checked_rows(indices, columns)]
+    return lambda x, indices: x[rows, _checked_rows(indices, columns, PICKED)]
 
 
 def _put_picked(_specs: Sequence[Spec], count: Any, out: Spec) -> Kernel:

@@ -1,6 +1,8 @@
 """Networks whose parameters are a model's named tensors: layers with PyTorch's names and layouts, initialisers, and a step of training."""
 
-from propeller.program.nn import initialisers
+from typing import TYPE_CHECKING, Never
+
+from propeller.program.nn import hints, initialisers
 from propeller.program.nn.layers import (
     AvgPool2d,
     Conv1d,
@@ -16,6 +18,12 @@ from propeller.program.nn.module import Module, ModuleList, Parameter, Sequentia
 from propeller.program.nn.norms import BatchNorm1d, BatchNorm2d, Dropout, GroupNorm, LayerNorm
 from propeller.program.nn.sequences import GRU, LSTM, Embedding, MultiheadAttention
 from propeller.program.nn.training import loss_and_gradients, training_step
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Never:
+        raise AttributeError(f"{__name__} has no {name!r}{hints.hint(name, globals())}")
+
 
 __all__ = [
     "GRU",

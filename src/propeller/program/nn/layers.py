@@ -1,4 +1,4 @@
-"""Layers: linear, convolutions, embeddings, pooling and dropout, with the parameters of PyTorch's of the same names."""
+"""Layers: linear, convolutions, pooling and changes of shape, with the parameters and the arguments of PyTorch's of the same names."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ Sizes = int | Sequence[int]
 class Linear(Module):
     """``x @ weight.T + bias``: ``weight`` is [out, in], ``bias`` [out]; ``x`` ends with an axis of ``in``."""
 
-    def __init__(self, into: int, out: int, *, bias: bool = True) -> None:
-        first = initialisers.fan_in_uniform(into)
-        self.weight = Parameter((out, into), first)
-        self.bias = Parameter((out,), first) if bias else None
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
+        first = initialisers.fan_in_uniform(in_features)
+        self.weight = Parameter((out_features, in_features), first)
+        self.bias = Parameter((out_features,), first) if bias else None
 
     def forward(self, x: Array) -> Array:
         """Of [..., in] the [..., out]."""
@@ -32,18 +32,19 @@ class _Conv(Module):
 
     def __init__(
         self,
-        into: int,
-        out: int,
-        size: Sizes,
-        *,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
         stride: Sizes = 1,
         padding: Sizes | str = 0,
+        *,
         dilation: Sizes = 1,
         groups: int = 1,
         bias: bool = True,
     ) -> None:
         self._options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        self._declare((out, _divided(into, groups), *_sizes(size, self._axes)), out, bias=bias)
+        sizes = _sizes(kernel_size, self._axes)
+        self._declare((out_channels, _divided(in_channels, groups), *sizes), out_channels, bias=bias)
 
     def _declare(self, shape: tuple[int, ...], out: int, *, bias: bool) -> None:
         first = initialisers.fan_in_uniform(elements(shape[1:]))
@@ -59,13 +60,13 @@ class _Conv(Module):
 
 
 class Conv1d(_Conv):
-    """``pt.conv1d`` with parameters: ``Conv1d(in, out, size, stride=1, padding=0, dilation=1, groups=1, bias=True)``."""
+    """``pt.conv1d`` with parameters: ``Conv1d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True)``."""
 
     _axes, _function = 1, "conv1d"
 
 
 class Conv2d(_Conv):
-    """``pt.conv2d`` with parameters: ``Conv2d(in, out, size, stride=1, padding=0, dilation=1, groups=1, bias=True)``."""
+    """``pt.conv2d`` with parameters: ``Conv2d(in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True)``."""
 
     _axes, _function = 2, "conv2d"
 
@@ -75,12 +76,12 @@ class _ConvTranspose(_Conv):
 
     def __init__(
         self,
-        into: int,
-        out: int,
-        size: Sizes,
-        *,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
         stride: Sizes = 1,
         padding: Sizes = 0,
+        *,
         output_padding: Sizes = 0,
         groups: int = 1,
         bias: bool = True,
@@ -93,7 +94,8 @@ class _ConvTranspose(_Conv):
             "groups": groups,
             "dilation": dilation,
         }
-        self._declare((into, _divided(out, groups), *_sizes(size, self._axes)), out, bias=bias)
+        sizes = _sizes(kernel_size, self._axes)
+        self._declare((in_channels, _divided(out_channels, groups), *sizes), out_channels, bias=bias)
 
 
 class ConvTranspose1d(_ConvTranspose):
@@ -112,9 +114,9 @@ class MaxPool2d(Module):
     """``pt.max_pool2d`` as a layer."""
 
     def __init__(
-        self, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1
+        self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1
     ) -> None:
-        self._place = size, stride, padding, dilation
+        self._place = kernel_size, stride, padding, dilation
 
     def forward(self, x: Array) -> Array:
         """Of [n, channels, height, width] the largest of each window."""
@@ -124,8 +126,8 @@ class MaxPool2d(Module):
 class AvgPool2d(Module):
     """``pt.avg_pool2d`` as a layer."""
 
-    def __init__(self, size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> None:
-        self._place = size, stride, padding
+    def __init__(self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> None:
+        self._place = kernel_size, stride, padding
 
     def forward(self, x: Array) -> Array:
         """Of [n, channels, height, width] the mean of each window."""

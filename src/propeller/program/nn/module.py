@@ -53,6 +53,7 @@ class _Use:
     prefixes: Mapping[int, str]
     key: Array | None = None
     draws: int = 0
+    failed: TensorError | None = None
     changed: dict[str, Array] = field(default_factory=dict)
 
 
@@ -74,11 +75,19 @@ class Module:
         Raises:
             TensorError: No network is applied to a model.
         """
-        if _use.get() is None:
+        use = _use.get()
+        if use is None:
             raise TensorError(
                 f"{type(self).__name__} has no tensors of its own: write net.apply(model, x) where net(x) is written in PyTorch"
             )
-        return self.forward(*inputs, **options)
+        try:
+            return self.forward(*inputs, **options)
+        except TensorError as error:
+            # The line alone does not say which layer it is, in a Sequential or a loop. The innermost one names itself.
+            if use.failed is not error and (path := use.prefixes.get(id(self))):
+                use.failed = error
+                error.args = (f"{path.removesuffix('.')} ({type(self).__name__}): {error}",)
+            raise
 
     def __getitem__(self, name: str) -> Any:
         """The array of a parameter, within ``forward``.
@@ -94,7 +103,14 @@ class Module:
             raise TensorError(
                 f"the model has no tensor {full!r}, which the network takes; it has {', '.join(map(repr, use.model)) or 'none'}"
             )
-        return use.model[full]
+        array, declared = use.model[full], vars(self).get(name)
+        shape = getattr(array, "shape", None)
+        if isinstance(declared, Parameter) and shape is not None and tuple(shape) != declared.shape:
+            raise TensorError(
+                f"the model's {full!r} has the shape {list(shape)}, the network takes {list(declared.shape)}: "
+                "the model is of another network"
+            )
+        return array
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """The modules in this one, by their names."""

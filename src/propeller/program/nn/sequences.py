@@ -1,4 +1,4 @@
-"""Layers for sequences: embeddings, recurrent layers and attention, with the parameters of PyTorch's of the same names.
+"""Layers for sequences: embeddings, recurrent layers and attention, with the parameters and the arguments of PyTorch's of the same names.
 
 Sequences are [n, steps, features] (PyTorch's ``batch_first=True``).
 """
@@ -21,12 +21,19 @@ from propeller.tensors.shapes import TensorError
 class Embedding(Module):
     """A row of ``weight`` [count, width] for each integer."""
 
-    def __init__(self, count: int, width: int) -> None:
-        self.weight = Parameter((count, width), initialisers.normal())
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        self.weight = Parameter((num_embeddings, embedding_dim), initialisers.normal())
 
     def forward(self, ids: Array) -> Array:
         """Of integers [...] the [..., width]."""
         return embedding(self["weight"], ids)
+
+
+def _check_batch_first(layer: Module, batch_first: object) -> None:
+    if batch_first is not True:
+        raise TensorError(
+            f"{type(layer).__name__}: batch_first is always true here: sequences are [n, steps, features]"
+        )
 
 
 class _Recurrent(Module):
@@ -34,22 +41,25 @@ class _Recurrent(Module):
 
     _gates = 0
 
-    def __init__(self, into: int, hidden: int, layers: int = 1) -> None:
-        if min(into, hidden, layers) < 1:
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, batch_first: bool = True
+    ) -> None:
+        if min(input_size, hidden_size, num_layers) < 1:
             raise TensorError(
-                f"{type(self).__name__}: sizes and layers are 1 or more, got {into}, {hidden} and {layers}"
+                f"{type(self).__name__}: sizes and layers are 1 or more, got {input_size}, {hidden_size} and {num_layers}"
             )
-        first = initialisers.fan_in_uniform(hidden)
-        for layer in range(layers):
-            width = hidden if layer else into
+        _check_batch_first(self, batch_first)
+        first = initialisers.fan_in_uniform(hidden_size)
+        for layer in range(num_layers):
+            width = hidden_size if layer else input_size
             for name, shape in (
-                ("weight_ih", (self._gates * hidden, width)),
-                ("weight_hh", (self._gates * hidden, hidden)),
-                ("bias_ih", (self._gates * hidden,)),
-                ("bias_hh", (self._gates * hidden,)),
+                ("weight_ih", (self._gates * hidden_size, width)),
+                ("weight_hh", (self._gates * hidden_size, hidden_size)),
+                ("bias_ih", (self._gates * hidden_size,)),
+                ("bias_hh", (self._gates * hidden_size,)),
             ):
                 setattr(self, f"{name}_l{layer}", Parameter(shape, first))
-        self._hidden, self._layers = hidden, layers
+        self._hidden, self._layers = hidden_size, num_layers
 
     def _inputs(self, x: Array, layer: int) -> Array:
         """What the inputs give to the gates, of all steps at once: [steps, n, gates]."""
@@ -66,7 +76,7 @@ class _Recurrent(Module):
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory: Hochreiter and Schmidhuber, 1997, as ``torch.nn.LSTM(in, hidden, layers, batch_first=True)``."""
+    """Long short-term memory: Hochreiter and Schmidhuber, 1997, as ``torch.nn.LSTM(input_size, hidden_size, num_layers, batch_first=True)``."""
 
     _gates = 4
 
@@ -102,7 +112,7 @@ class LSTM(_Recurrent):
 
 
 class GRU(_Recurrent):
-    """Gated recurrent units: Cho et al., 2014, as ``torch.nn.GRU(in, hidden, layers, batch_first=True)``."""
+    """Gated recurrent units: Cho et al., 2014, as ``torch.nn.GRU(input_size, hidden_size, num_layers, batch_first=True)``."""
 
     _gates = 3
 
@@ -134,19 +144,20 @@ class GRU(_Recurrent):
 
 
 class MultiheadAttention(Module):
-    """Vaswani et al., Attention Is All You Need, 2017, as ``torch.nn.MultiheadAttention(width, heads, batch_first=True)``.
+    """Vaswani et al., Attention Is All You Need, 2017, as ``torch.nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)``.
 
     ``in_proj_weight`` [3 width, width], ``in_proj_bias``, ``out_proj.weight`` and ``out_proj.bias``.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
-        if heads < 1 or width % heads:
-            raise TensorError(f"MultiheadAttention: {heads} heads do not divide a width of {width}")
-        bound = math.sqrt(6 / (4 * width))
-        self.in_proj_weight = Parameter((3 * width, width), initialisers.uniform(-bound, bound))
-        self.in_proj_bias = Parameter((3 * width,), initialisers.zeros)
-        self.out_proj = Linear(width, width)
-        self._width, self._heads = width, heads
+    def __init__(self, embed_dim: int, num_heads: int, *, batch_first: bool = True) -> None:
+        if num_heads < 1 or embed_dim % num_heads:
+            raise TensorError(f"MultiheadAttention: {num_heads} heads do not divide a width of {embed_dim}")
+        _check_batch_first(self, batch_first)
+        bound = math.sqrt(6 / (4 * embed_dim))
+        self.in_proj_weight = Parameter((3 * embed_dim, embed_dim), initialisers.uniform(-bound, bound))
+        self.in_proj_bias = Parameter((3 * embed_dim,), initialisers.zeros)
+        self.out_proj = Linear(embed_dim, embed_dim)
+        self._width, self._heads = embed_dim, num_heads
 
     def forward(
         self,

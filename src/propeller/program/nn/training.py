@@ -8,6 +8,8 @@ from propeller.program.optim import Number, Optimizer
 from propeller.tensors.array import Array
 from propeller.tensors.grad import value_and_grad
 from propeller.tensors.jit import jit
+from propeller.tensors.operations.drawing import KEY
+from propeller.tensors.shapes import TensorError
 
 Loss = Callable[[Any, Any], Array]
 """``(output, target)`` → one number."""
@@ -56,10 +58,15 @@ def training_step(net: Module, loss: Loss, optimizer: Optimizer) -> Callable[...
         state: dict[str, Array],
         x: Any,
         y: Any,
-        key: Array,
+        key: Array | None = None,
         correct: Correct | None = None,
         lr: Number | None = None,
     ) -> Array:
+        if not isinstance(key, Array) or key.spec != KEY:
+            raise TensorError(
+                "step(model, state, x, y, key, correct, lr): the key is missing: pass source.key() of source = pt.random(ctx.seed), "
+                "another one for each step"
+            )
         value, gradients = loss_and_gradients(net, loss, model, x, y, key)
         if correct is not None:
             gradients = dict(correct(gradients, net.trained(model)))

@@ -17,6 +17,9 @@ from propeller.tensors.shapes import (
     sum_dtype,
 )
 
+PICKED = "columns (of a loss: as many classes)"
+"""What ``pick`` chooses among, for the error about an index that is outside of them."""
+
 # What they yield --------------------------------------------------------------------------------------------
 
 
@@ -217,9 +220,10 @@ def _row_offsets(shape: tuple[int, ...], indices: list[Any]) -> list[int]:
     return places
 
 
-def _check_range(indices: list[Any], count: int) -> None:
-    if not all(-count <= index < count for index in indices):
-        raise IndexError(f"an index is outside {count} rows")
+def _check_range(indices: list[Any], count: int, what: str = "rows") -> None:
+    for index in indices:
+        if not -count <= index < count:
+            raise IndexError(f"index {index} is outside {count} {what}, 0 to {count - 1}")
 
 
 def _assigned(x: list[Any], places: list[int], values: list[Any]) -> list[Any]:
@@ -294,7 +298,7 @@ def _pick(specs: Sequence[Spec], _params: Any, _out: Spec) -> Kernel:
     columns = specs[0][1][1]
 
     def kernel(x: list[Any], indices: list[Any]) -> list[Any]:
-        _check_range(indices, columns)
+        _check_range(indices, columns, PICKED)
         return [x[row * columns + index % columns] for row, index in enumerate(indices)]
 
     return kernel
