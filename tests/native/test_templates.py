@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -322,6 +324,34 @@ async def test_a_process_of_a_library_that_has_ended_is_none(tmp_path: Path) -> 
         )
         assert outcome.error is None
         assert sandbox.native_template_pid is not None
+
+
+async def test_one_that_still_imports_ends_at_once_with_its_task_and_sandbox(tmp_path: Path) -> None:
+    python = python_with(tmp_path / "python", hangs=HANGS)
+    problems: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+    script = training("return Update(model, 1)")
+
+    async def begin(sandbox: Sandbox) -> "asyncio.Task[RunOutcome]":
+        made = asyncio.create_task(
+            run_native(sandbox, script, dependencies=("hangs",), imports=("hangs",), id_="hangs")
+        )
+        await eventually(lambda: sandbox.native_template_pid, 20, "its template has been started")
+        return made
+
+    async with Sandbox(tmp_path / "sandbox", native=python) as sandbox:
+        task = await begin(sandbox)
+        await sandbox.kill("hangs")
+        assert (await task).error == "stopped before completion"
+        assert (await run_native(sandbox, script)).error is None
+        await eventually(lambda: len(_running(python.command)) == 1, 2, "the other program's alone is left")
+        task = await begin(sandbox)
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+    assert (await task).error == "sandbox: closed"
+    gc.collect()
+    await asyncio.sleep(0)
+    assert problems == []
 
 
 PROPLET = """

@@ -142,7 +142,7 @@ class NativeTemplates:
     @staticmethod
     async def _close(template: _Template) -> None:
         await template.client.close()
-        await asyncio.wait([template.ready])
+        await asyncio.gather(template.ready, return_exceptions=True)  # its tasks were told
 
 
 def _why_not(ready: "asyncio.Future[TemplateReady]") -> str:

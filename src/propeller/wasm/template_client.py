@@ -236,6 +236,8 @@ class TemplateClient:
         """End the template and every task."""
         self._closed = True
         process = self._process
+        if process is not None and self._ready is not None and not self._ready.done():
+            _kill(process)  # it has no task, and may import for long before it looks at the socket
         self._release()
         if process is not None:
             try:
