@@ -14,9 +14,9 @@ from propeller.process.control_characters import escape_line
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.strict import nearest_names
 from propeller.sdk import Experiment
+from propeller.sdk.initial_model import MODEL_FILES
+from propeller.sdk.initial_model import read_model as read_models_file
 from propeller.sdk.programs import is_file_name, program_file
-
-MODEL_FILES = "a .safetensors, .npz, .json or .pt file, or a script with @initial_model"
 
 _SHORT = {"strategy": "name", "mode": "kind"}
 """Tables that may be written as one text, and the field that this text is."""
@@ -228,32 +228,10 @@ def read_model(file: Path, hyperparams: Mapping[str, Any] | None = None) -> dict
     Raises:
         StartError: it cannot be read, or is none.
     """
-    from propeller.fl.tensors import TensorError, from_safetensors
-    from propeller.fl.tensors.pytorch import from_pytorch
-    from propeller.sdk.initial_model import initial_model
-    from propeller.sdk.values import read_npz
-
     try:
-        if file.suffix == ".py":
-            return initial_model(file, hyperparams)
-        if file.suffix == ".safetensors":
-            return dict(from_safetensors(file.read_bytes())[0])
-        if file.suffix in {".pt", ".pth"}:
-            return dict(from_pytorch(file.read_bytes())[0])
-        if file.suffix == ".npz":
-            return read_npz(file)
-    except OSError as error:
-        raise StartError(f"{file}: {error.strerror}") from None
-    except TensorError as error:
-        raise StartError(f"{file}: {error}") from None
+        return read_models_file(file, hyperparams)
     except InvalidError as error:
         raise StartError(str(error)) from None
-    try:
-        return read_json(file)
-    except StartError as error:
-        if file.suffix == ".json":
-            raise
-        raise StartError(f"{error}; a model is {MODEL_FILES}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

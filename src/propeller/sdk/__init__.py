@@ -23,6 +23,7 @@ from propeller.sdk.handle import (
     WaitTimeoutError,
 )
 from propeller.sdk.history import History
+from propeller.sdk.initial_model import read_model
 from propeller.sdk.models import AsyncModels, Models
 from propeller.sdk.rounds import RoundResult
 from propeller.sdk.users import AsyncUsers, Users
@@ -48,4 +49,5 @@ __all__ = [
     "Users",
     "WaitTimeoutError",
     "read_dataset",
+    "read_model",
 ]

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from propeller.errors import ConflictError, InvalidError
@@ -19,6 +21,9 @@ T = TypeVar("T")
 _SHOWN_TENSORS = 5
 
 _OWN = {"model", "data", "split"}
+
+_MODEL_SUFFIXES = {".safetensors", ".npz", ".json", ".pt", ".pth", ".py"}
+"""What ``read_model`` reads: no alias of a version."""
 
 
 def _with_named_errors(made: type[T]) -> type[T]:
@@ -60,7 +65,7 @@ class Experiment:
         name: a label; else the last part of the program's repository.
         id: an id of your own: the same experiment with the same id again starts nothing. Default: made anew for each run.
         strategy: by name, as ``"fedadam"``, with parameters as ``{"name": "fedadam", "server_lr": 0.01}``, or a program.
-        model: where training starts: arrays by tensor name (NumPy or nested lists), a version, or an alias. Default: the latest.
+        model: where training starts: arrays by tensor name (NumPy or nested lists; ``read_model`` has them of a file or a script), a version, or an alias. Default: the latest.
         data: data sets to store first (``read_dataset`` has them of files): by the id or name of a device, or a list, for the devices in turn (those of ``selection.names``
             if there are any, else all that are alive, in the order of their names). By name also the data set of a central
             evaluation (``evaluate``'s ``dataset``). Default: what is stored there.
@@ -107,6 +112,7 @@ class Experiment:
         """Check the fields."""
         if self.data is not None:
             _check_data(self.data)
+        _check_no_file(self.model)
         if isinstance(self.model, Mapping) and not self.model:
             raise InvalidError(
                 "model: there are no tensors in it; leave it out to start from the latest version"
@@ -190,6 +196,13 @@ def _round_text(number: Any) -> Any:
 def new_id(name: str) -> str:
     """An id for an experiment of a name, which no other has."""
     return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+def _check_no_file(model: object) -> None:
+    named = model["file"] if isinstance(model, Mapping) and set(model) == {"file"} else model
+    if isinstance(named, PathLike) or (isinstance(named, str) and Path(named).suffix in _MODEL_SUFFIXES):
+        file = fspath(named)
+        raise InvalidError(f"model: {file!r} is a file: give read_model({file!r}) of propeller.sdk")
 
 
 def _check_data(data: Any) -> None:

@@ -1,21 +1,62 @@
-"""The model that an experiment begins with, made by a script: its function marked with ``@initial_model``."""
+"""The model that an experiment begins with: of a file, or made by a script, whose function is marked with ``@initial_model``."""
 
 import json
 import subprocess
 import sys
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from propeller.errors import InvalidError
 from propeller.program import command
-from propeller.program.native import load_script
+from propeller.program.native import AVAILABLE_MODULES, load_script
 from propeller.program.registry import registered, result_of
-from propeller.sdk.values import encode_model
+from propeller.protocol.wire import MalformedMessageError, decode_trusted
+from propeller.sdk.values import encode_model, read_npz
+
+MODEL_FILES = "a .safetensors, .npz, .json or .pt file, or a script with @initial_model"
 
 MODE = "initial_model"
 _TIMEOUT_S = 600
+
+
+def read_model(path: str | Path, hyperparams: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A model for ``Experiment.model``, ``put_model`` and simulations, from a file as an experiment file's ``model.file`` names it.
+
+    Args:
+        path: safetensors, npz, JSON, what ``torch.save(net.state_dict(), …)`` wrote, or a script, which makes it with its ``@initial_model``.
+        hyperparams: what a script's function is called with.
+
+    Returns:
+        Arrays of NumPy, or of JSON numbers and lists of them, by tensor name.
+
+    Raises:
+        InvalidError: it cannot be read, or is none; the text names the file and what to do.
+    """
+    from propeller.fl.tensors import TensorError, from_safetensors
+    from propeller.fl.tensors.pytorch import from_pytorch
+
+    file = Path(path)
+    try:
+        if file.suffix == ".py":
+            return initial_model(file, hyperparams)
+        content = file.read_bytes()
+        if file.suffix == ".safetensors":
+            return dict(from_safetensors(content)[0])
+        if file.suffix in {".pt", ".pth"}:
+            return dict(from_pytorch(content)[0])
+        if file.suffix == ".npz":
+            return read_npz(file)
+        return decode_trusted(content.removeprefix(BOM_UTF8))
+    except OSError as error:
+        raise InvalidError(f"{file}: {error.strerror}") from None
+    except TensorError as error:
+        raise InvalidError(f"{file}: {error}") from None
+    except MalformedMessageError as error:
+        more = "" if file.suffix == ".json" else f"; a model is {MODEL_FILES}"
+        raise InvalidError(f"{file}: {error}{more}") from None
 
 
 def initial_model(script: str | Path, hyperparams: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -52,10 +93,18 @@ def initial_model(script: str | Path, hyperparams: Mapping[str, Any] | None = No
         except subprocess.TimeoutExpired:
             raise InvalidError(f"{file}: @{MODE} has not made a model after {_TIMEOUT_S} s") from None
         if done.returncode != 0:
-            raise InvalidError(
-                f"{file}: no model to begin with: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
-            )
+            raise InvalidError(f"{file}: no model to begin with: {_reason(done.stderr)}")
         return dict(from_safetensors(target.read_bytes())[0])
+
+
+def _reason(told: str) -> str:
+    last = (told.strip().splitlines() or ["it says nothing"])[-1]
+    if "ModuleNotFoundError" in last and AVAILABLE_MODULES not in last:  # of a native program's script
+        last += (
+            f": @{MODE} is run by the Python of propeller, {sys.executable}: install it there, or save the model and name its file, "
+            'as model.file = "net.pt"'
+        )
+    return last
 
 
 def main(script: Path, target: Path, hyperparams: Mapping[str, Any]) -> int:

@@ -153,7 +153,9 @@ def simulate(
     began = time.monotonic()
     spec = experiment.spec
     if not isinstance(experiment.model, Mapping):
-        raise InvalidError("model: give the tensors to start from: there is no registry in a simulation")
+        raise InvalidError(
+            "model: give the tensors to start from, as read_model('train.py') of propeller.sdk has them: there is no registry in a simulation"
+        )
     model = from_safetensors(encode_model(experiment.model))[0]
     if strategy_program is not None and spec.strategy.program is None:
         raise InvalidError(
