@@ -5,6 +5,7 @@ test of one of these is made only where the interpreter has it. To run all: ``PR
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -105,3 +106,30 @@ async def test_its_generator_begins_anew_in_each_task(sandbox: Sandbox, library:
         assert outcome.error is None, (outcome, said)
         assert sandbox.native_template_pid is not None
     assert said[0] != said[1]
+
+
+K_MEANS = """
+import numpy as np
+from sklearn.cluster import KMeans
+x = np.array([[0.0, 0.0], [0.1, 0.0], [5.0, 5.0], [5.1, 5.0]])
+found = KMeans(2, n_init=1, random_state=0).fit(x).labels_
+print(found[0] == found[1] != found[2] == found[3], "numpy" in open("/proc/self/maps").read())
+try:
+    open(f"/proc/{os.getppid()}/maps").read()
+except OSError as error:
+    print(type(error).__name__)
+return Update(model, 4)
+"""
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("memory", [None, 0], ids=["forked", "fresh"])
+async def test_a_library_that_looks_for_those_of_its_process(tmp_path: Path, memory: int | None) -> None:
+    """KMeans and mixtures of scikit-learn bound BLAS's threads, by what ``/proc/self/maps`` says; another process's is not read."""
+    said: list[str] = []
+    async with Sandbox(tmp_path / "sandbox", native=interpreter(), native_memory=memory) as sandbox:
+        outcome = await run_native(
+            sandbox, training(K_MEANS, "import os"), dependencies=("scikit-learn",), on_stderr=said.append
+        )
+    assert outcome.error is None, said
+    assert said[-2:] == ["True True", "PermissionError"]

@@ -70,9 +70,10 @@ _SYSTEM = (
     "/sys/devices/system/cpu",
     "/proc/cpuinfo",
     "/proc/meminfo",
+    "/proc/self/maps",
     "/dev/urandom",
 )
-"""What libraries read beside their own folders: the C library's and other shared ones, time zones, the processors."""
+"""What libraries read beside their own folders: the C library's and other shared ones, time zones, the processors, and which libraries the process has (threadpoolctl)."""
 
 _NULL = "/dev/null"
 
