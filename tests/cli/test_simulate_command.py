@@ -143,6 +143,18 @@ def test_an_experiment_that_fails(project: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_too_little_memory_names_the_setting(project: Path) -> None:
+    (project / "train.py").write_text(
+        "from propeller.program import train\n\n@train\ndef fit(model, data, hyperparams, ctx):\n    return bytes(10**9)\n"
+    )
+    ended = simulate(
+        project, "--program", str(project / "train.py"), "--set", "retries=0", "--set", "rounds=1"
+    )
+    assert ended.returncode == 1
+    assert "memory_bytes: over the limit" in ended.stderr
+    assert "PROPLET_TASK_MEMORY=BYTES gives a task more memory" in ended.stderr
+
+
 @pytest.mark.parametrize("busy", [False, True], ids=["starting", "busy"])
 def test_ctrl_c_ends_it_and_its_workers(project: Path, busy: bool) -> None:
     never = '(module (memory (export "memory") 1) (func (export "_start") (loop $l (br $l))))'

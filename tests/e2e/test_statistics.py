@@ -84,6 +84,8 @@ def test_the_command_asks_the_same_without_a_file(up: Up) -> None:
     value, count = Counter(record["diagnosis"] for record in RECORDS).most_common(1)[0]
     assert first.split()[:2] == ["diagnosis", value]
     assert int(first.split()[2]) >= count
+    text = run(up, "statistics", "dos")
+    assert "dos: no device has a number in a column of this name" in text
 
 
 def test_of_fewer_devices_nothing_is_published_and_the_reason_says_so(up: Up) -> None:

@@ -379,6 +379,7 @@ LEFT_OUT = (
     "alive, but without what the program requires: p3 (it lacks scikit-learn>=1.4 (it has 1.3.2)), "
     "p4 (native programs are not switched on there (PROPLET_NATIVE_PYTHON))"
 )
+REMEDY = "a device tells what it has when it starts: install it there, and restart it"
 
 
 async def test_devices_that_lack_what_a_program_requires_are_left_out_with_the_reason(
@@ -396,12 +397,17 @@ async def test_too_few_that_have_it_is_waited_for_and_then_a_failure_that_names_
 ) -> None:
     await begin(native_fleet, selection={"seed": 3, "count": 3}, timeout_s=1)
     await eventually(lambda: coordinator.proposals and coordinator.proposals[-1].get("failure"))
-    assert coordinator.proposals[0]["waiting"] == f"3 devices needed, 2 there; there: p1, p2; {LEFT_OUT}"
+    assert (
+        coordinator.proposals[0]["waiting"]
+        == f"3 devices needed, 2 there; there: p1, p2; {LEFT_OUT}; {REMEDY}"
+    )
     assert coordinator.proposals[-1]["failure"] == coordinator.proposals[0]["waiting"]
     before = len(coordinator.proposals)
     await begin(native_fleet, round_id="e.2", selection={"seed": 3, "names": ["p1", "p3"]})
     await eventually(lambda: len(coordinator.proposals) > before)
-    assert coordinator.proposals[-1]["waiting"] == f"2 devices needed, 1 there; there: p1; {LEFT_OUT}"
+    assert (
+        coordinator.proposals[-1]["waiting"] == f"2 devices needed, 1 there; there: p1; {LEFT_OUT}; {REMEDY}"
+    )
     # One that gets the library is chosen as soon as it says so.
     await native_fleet.mqtt.register("p3", directed=True, name="p3", native=has("1.4.0"))
     await eventually(lambda: {one["proplet_id"] for one in native_fleet.mqtt.starts()} == {"p1", "p3"})

@@ -22,6 +22,7 @@ from propeller.simulation import Simulation, simulate
 from propeller.simulation.description import SimulationSpec
 from propeller.simulation.experiment import SimulatedExperiment
 from propeller.simulation.fleet import fleet_of
+from propeller.wasm.owners_limits import MEMORY_SETTING
 
 _SHOWN_METRICS = 4
 
@@ -99,7 +100,14 @@ def run_simulation(file: Path, options: Options, changes: Sequence[str]) -> None
     else:
         _print_summary(console, ended, options.out)
     if ended.state == "failed":
-        raise PropellerError(f"the experiment failed: {ended.reason}")
+        raise PropellerError(f"the experiment failed: {ended.reason}{_remedy(ended.reason)}")
+
+
+def _remedy(reason: str | None) -> str:
+    """Where a limit is set that tasks of a simulation have from the environment."""
+    if not (reason or "").partition("memory_bytes: over the limit")[1]:
+        return ""
+    return f". {MEMORY_SETTING}=BYTES gives a task more memory: here as on the device, whose owner sets it"
 
 
 def _simulate(

@@ -71,6 +71,10 @@ def show_statistics(target: Target, asked: Asked, experiment: str | None, *, as_
             console.print()
         print_rows(console, _HITTERS, hitters)
     for column, one in found.items():
+        if one.count == 0:
+            console.print(
+                f"{escape(column)}: no device has a number in a column of this name; programs are given those of the data's files"
+            )
         if one.count is None and not one.hitters:
             console.print(f"{escape(column)}: no value is frequent enough, or too few devices have it")
 

@@ -268,6 +268,7 @@ def _explain_too_few(
         reasons.append(_list(sorted(resting, key=natural_order), why))
     if lacking:
         reasons.append(explain_lacking(lacking))
+        reasons.append("a device tells what it has when it starts: install it there, and restart it")
     return "; ".join(reasons)
 
 

@@ -38,7 +38,7 @@ from propeller.wasm import confinement, folder_contents
 from propeller.wasm.guest_program import error_cause, load_program, make_program
 from propeller.wasm.host_tensors import Given
 from propeller.wasm.instance_pool import pool_bytes
-from propeller.wasm.last_words import LastWords
+from propeller.wasm.last_words import LastWords, tells_of_memory
 from propeller.wasm.layers import inputs_of
 from propeller.wasm.messages import STATE_READABLE, STATE_WRITABLE, CompiledProgram, RunTask
 from propeller.wasm.outcome import bounded_folders
@@ -176,6 +176,8 @@ class ClientWorker:
                 folder_contents.keep_files(bounded.name, Path(bounded.folder))
             return None, stdout
         said = _last_words()
+        if exceeded is None and report.limit is None and tells_of_memory(said):
+            error = f"{self._limits.error('memory_bytes')} ({error})"  # as a device's sandbox names it
         return (f"{error}: {said}" if said else error), stdout
 
     def _data_of(self, task: ClientTask) -> tuple[ClientData, int]:
