@@ -162,6 +162,16 @@ def test_what_is_wrong_is_named() -> None:
 
     with pytest.raises(pt.TensorError, match="this Linear is not part of a network"):
         Outside().apply({}, pt.ones((1, 2)))
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            self.layers = [nn.Linear(2, 2)]
+
+        def forward(self, x: Any) -> Any:
+            return self.layers[0](x)
+
+    with pytest.raises(pt.TensorError, match=r"a list of layers as nn\.ModuleList"):
+        Listed().apply({}, pt.ones((1, 2)))
     with pytest.raises(TypeError, match="Sequential: '1' is neither a module nor a function"):
         nn.Sequential(nn.Linear(1, 1), 3)
     with pytest.raises(pt.TensorError, match="2 groups do not divide 3 channels"):

@@ -144,7 +144,7 @@ class Tape:
         del value
         raise TensorError(
             "a value is needed inside a traced function, where arrays have only shapes: "
-            "read it outside, or pass it in as an int, bool or str"
+            "read it outside, pass it in as an int, bool or str, or choose with where(condition, x, y)"
         )
 
 

@@ -183,7 +183,8 @@ class Module:
         use = _use.get()
         if use is None or id(self) not in use.prefixes:
             raise TensorError(
-                f"this {type(self).__name__} is not part of a network that is applied to a model"
+                f"this {type(self).__name__} is not part of a network that is applied to a model: hold it as an attribute of the network, and "
+                "a list of layers as nn.ModuleList([…])"
             )
         return use
 
