@@ -96,7 +96,7 @@ def test_forms_that_it_does_not_have(project: Path) -> None:
 def test_what_the_interpreter_lacks_is_said(project: Path) -> None:
     (project / "train.py").write_text(SCRIPT.replace("numpy>=1.26", "numpy>=99"))
     said = run(project, "try", "train.py", *TRY, code=1).stderr
-    assert "this device cannot run the program: it lacks numpy>=99 (it has " in said
+    assert "the Python of native programs here, cannot run it: it lacks numpy>=99 (it has " in said
 
 
 def test_an_error_names_the_line(project: Path) -> None:

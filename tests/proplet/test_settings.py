@@ -49,6 +49,15 @@ def test_the_limits_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (one.limits.wall_time_s, one.limits.memory_bytes, one.mqtt_qos) == (60.0, 1048576, 2)
 
 
+def test_where_native_programs_are_allowed_a_task_has_more_memory_unless_the_owner_says_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    native = {"PROPLET_NATIVE_PYTHON": "/usr/bin/python3"}
+    assert load(monkeypatch, S, {}).limits.memory_bytes == 512 << 20
+    assert load(monkeypatch, S, native).limits.memory_bytes == 2048 << 20
+    assert load(monkeypatch, S, native | {"PROPLET_TASK_MEMORY": "1048576"}).limits.memory_bytes == 1048576
+
+
 def test_the_coordinator_has_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, S, {"MANAGER_COORDINATOR_URL": "http://c"}).coordinator_url == "http://c"
 

@@ -252,7 +252,7 @@ def run_try(program: Path, inputs: TrialInputs, limits: Limits | None = None) ->
                 _run_sandboxed(
                     program,
                     trial,
-                    owners_limits(limits or Limits()).lowered(trial.limits),
+                    limits or Limits(),
                     cache,
                     state.folder,
                 )
@@ -352,6 +352,7 @@ async def _run_sandboxed(
     content = _content_of(program)
     digest = digest_of(content)
     native = _interpreter(cache) if is_native(content) else None
+    limits = owners_limits(limits, native=native is not None).lowered(trial.limits)
     try:
         # One run: no template of native programs is worth its while.
         async with Sandbox(cache, runtimes=runtimes_folder(), native=native, native_memory=0) as sandbox:

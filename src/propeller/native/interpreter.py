@@ -158,7 +158,10 @@ class Interpreter:
             raise ProgramError(str(error)) from None
         required = Requirements(python=program.requires_python, dependencies=list(program.dependencies))
         if missing := lacking(required, self.python):
-            raise ProgramError(f"this device cannot run the program: {missing} ({SETTING})")
+            raise ProgramError(
+                f"{self.command}, the Python of native programs here, cannot run it: {missing}. Install that there, or name another "
+                f"interpreter ({SETTING})"
+            )
 
     def task(self, run: ProgramRun, folder: Path) -> ExecTask:
         """What the process of a run is to do: become this interpreter, with nothing of the proplet's environment."""

@@ -12,6 +12,7 @@ from propeller.mqtt.tls import MqttTlsSettings, variable_names
 from propeller.process.identity_file import IdentityFile
 from propeller.process.settings import Seconds
 from propeller.protocol.ids import Id
+from propeller.wasm.owners_limits import NATIVE_MEMORY_BYTES
 from propeller.wasm.program_run import MIB, Limits
 
 
@@ -188,7 +189,10 @@ class PropletSettings(MqttTlsSettings):
     @property
     def limits(self) -> Limits:
         """What one task may use."""
-        return Limits(**{limit: getattr(self, field) for limit, field in _LIMIT_FIELDS.items()})
+        given = {limit: getattr(self, field) for limit, field in _LIMIT_FIELDS.items()}
+        if self.native_python is not None and "task_memory" not in self.model_fields_set:
+            given["memory_bytes"] = NATIVE_MEMORY_BYTES
+        return Limits(**given)
 
 
 _TAKEN = {

@@ -180,7 +180,6 @@ def simulate(
         test=described.test,
         devices=devices if isinstance(devices, VirtualDevices) else described.devices.to_devices(),
     )
-    limits = owners_limits(Limits()).lowered(spec.limits)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_explain_full_disk())
         folder = stack.enter_context(scratch_folder())
@@ -198,6 +197,7 @@ def simulate(
         found = find(spec.program if program is None else program, "program")
         if found.is_native:
             _check_native_use(experiment, described)
+        limits = owners_limits(Limits(), native=found.is_native).lowered(spec.limits)
         cluster = None if described.ray is None else stack.enter_context(connect(described.ray))
         aggregator: RoundAggregator | None = None
         if spec.strategy.program is not None:
