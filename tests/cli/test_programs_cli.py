@@ -260,8 +260,8 @@ def test_a_script_imports_what_is_beside_it_and_not_what_shadows(project: Path) 
     ("option", "content", "expected"),
     [
         ("--model", None, "No such file"),
-        ("--model", '{"w": [0, 0', "not JSON"),
-        ("--model", "[1, 2]", "not a JSON object"),
+        ("--model", '{"w": [0, 0', "Invalid JSON: EOF while parsing a list at line 1 column 11"),
+        ("--model", "[1, 2]", "expected an object, got list"),
         ("--model", '{"w": [[0, 1], [0]], "b": 0}', "tensor 'w': is ragged"),
         ("--model", '{"w": ["a"]}', "tensor 'w'"),
         ("--data", None, "there is no file or folder FILE"),

@@ -26,8 +26,8 @@ _REMEMBERED_S = 600.0
 
 _MAX_REMEMBERED = 256
 _LOCK_MARGIN_S = 5.0
-_CPU_SLACK_S = 0.1
-"""By which the kernel may have counted less than the limit at which it ends a process."""
+_CPU_SLACK = 0.3
+"""The part of the limit by which the kernel may say less in the end than what it ended the process for, which it counts in ticks."""
 
 _CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGBUS}
 
@@ -177,7 +177,8 @@ def _build(program: CachedProgram, limits: Limits) -> _Build:
 
 def _ran_out(end: ProcessEnd, limits: Limits) -> bool:
     """Whether a compilation took all the processor time that it may."""
-    return end.report is None and end.cpu_s >= compiler_seconds(limits) - _CPU_SLACK_S
+    was_ended = end.report is None and end.status in {-signal.SIGKILL, -signal.SIGXCPU}
+    return was_ended and end.cpu_s >= compiler_seconds(limits) * (1 - _CPU_SLACK)
 
 
 def _check(end: ProcessEnd, limits: Limits) -> None:
