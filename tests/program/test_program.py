@@ -263,6 +263,7 @@ def updated(model: Any = None, num_samples: Any = 1, metrics: Any = None) -> Cal
         (lambda *_: ([], 3, {}), r"not tuple: return Update\(model, len\(data\), metrics\)"),
         (lambda *_: Evaluation(1), "it returns an Update, not Evaluation"),
         (lambda m, d, h, c: d.z, "the data has no column 'z' of numbers; there are: x, y, ok"),
+        (lambda m, d, h, c: list(d), r"the data is columns, not rows: data\.x and data\['x'\]"),
         (lambda m, d, h, c: h["rate"], r"no hyperparameter 'rate'; the experiment sets \w+.*hyperparams\.get\('rate', …\)"),
         (lambda m, *_: m(1), r"the model is a dict of arrays: write net\.apply\(model, x\) for model\(x\)"),
         (lambda m, *_: m.to("cpu"), "the model is a dict of arrays by name and has no 'to'"),

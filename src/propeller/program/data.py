@@ -46,6 +46,11 @@ class Data:
         return name in self._specs
 
     def __getitem__(self, name: str) -> Array:
+        if not isinstance(name, str):  # also where a program iterates
+            raise TensorError(
+                "the data is columns, not rows: data.x and data['x'] are arrays with a row a sample; data.samples has each sample as "
+                "it is stored"
+            )
         if name not in self._specs:
             known = ", ".join(self._specs) or "none"
             raise TensorError(f"the data has no column {name!r} of numbers; there are: {known}")
