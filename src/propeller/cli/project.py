@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from propeller.cli.template_data import TEMPLATES
-from propeller.cli.terminal import Terminal
+from propeller.cli.terminal import FIRST_BUILD, Terminal
 from propeller.errors import StartError
 from propeller.native.build import build_program, ending_for
 
@@ -54,9 +54,7 @@ def run_build(script: Path, output: Path | None, *, standalone: bool, host_tenso
     started_at = time.monotonic()
     console = Terminal(stderr=True)
     try:
-        with console.status(
-            f"Building {target} (the first one makes the Python runtime: 20 s, or minutes on a slow machine) …"
-        ):
+        with console.status(f"Building {target} ({FIRST_BUILD}) …"):
             built = build_program(script, target, standalone=standalone, host_tensors=host_tensors)
     except OSError as error:
         raise StartError(f"{error.filename or target}: {error.strerror}") from None

@@ -10,7 +10,7 @@ from propeller.cli.connection import Target
 from propeller.cli.experiment_file import ExperimentFile
 from propeller.cli.follow import follow
 from propeller.cli.prefetch import prefetch_program
-from propeller.cli.terminal import Terminal, escape
+from propeller.cli.terminal import FIRST_BUILD, Terminal, escape
 from propeller.errors import InvalidError
 from propeller.protocol.experiments import default_name
 from propeller.sdk import Propeller
@@ -101,9 +101,7 @@ def _print_notes(file: Path, described: ExperimentFile) -> None:
 def _push(fl: Propeller, file: Path, experiment: Experiment, console: Terminal, *, quiet: bool) -> Experiment:
     """The experiment with its program in the stack's registry."""
     name = experiment.spec.name or default_name(file.stem)
-    with Terminal(stderr=True).status(
-        f"Building {file} (the first one makes the Python runtime: 20 s, or minutes on a slow machine) …"
-    ):
+    with Terminal(stderr=True).status(f"Building {file} ({FIRST_BUILD}) …"):
         pushed = fl.push_program(file, name)
     if not quiet:
         built = f"built in {pushed.build_s:.1f} s, " if pushed.build_s else ""

@@ -154,7 +154,10 @@ class _Shown:
 
     def __init__(self, bar: Progress, rounds: int) -> None:
         # Until the first round: a program that is compiled for the first time takes a while.
-        self._bar, self._task = bar, bar.add_task("preparing the program", total=rounds, rate="")
+        self._bar = bar
+        self._task = bar.add_task(
+            "preparing the program (20 s or more the first time)", total=rounds, rate=""
+        )
         self._began: float | None = None
 
     def notify(self, notice: str) -> None:

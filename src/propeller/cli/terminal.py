@@ -8,6 +8,9 @@ from rich.segment import Segment
 
 from propeller.process.control_characters import escape_controls, escape_line
 
+FIRST_BUILD = "the first one makes the Python runtime: 20 s, or minutes on a slow machine"
+"""What to say where a program in Python is built."""
+
 
 def escape(text: str) -> str:
     """Another's text, for a line of markup: on that line, and nothing in it acts."""
