@@ -79,6 +79,10 @@ def test_another_seed_gives_other_rows(fields: dict[str, object]) -> None:
         ),
         ("shards", [[1, 4, 7, 10], [0, 3, 6, 9], [2, 5, 8, 11]]),
         ({"kind": "pathological", "classes": 1}, [[2, 5, 8, 11], [0, 3, 6, 9], [1, 4, 7, 10]]),
+        (
+            {"kind": "pathological", "assignment": "first-deterministic"},
+            [[2, 6, 9, 11], [1, 3, 4, 7, 10], [0, 5, 8]],
+        ),
         ("quantity", [[8], [1], [0, 2, 3, 4, 5, 6, 7, 9, 10, 11]]),
     ],
     ids=str,
@@ -115,6 +119,35 @@ def test_pathological_clients_have_so_many_classes_and_each_class_as_many_client
     mine = held(parts, DIGITS)
     assert {len(classes) for classes in mine} == {3}
     assert {sum(number in classes for classes in mine) for number in range(10)} == {6}  # 20 · 3 / 10
+
+
+@given(st.integers(10, 30), st.integers(1, 10), st.integers(0, 100))
+def test_the_first_class_of_a_client_is_its_number_in_niid_bench(
+    clients: int, classes: int, seed: int
+) -> None:
+    fields = {"kind": "pathological", "classes": classes, "assignment": "first-deterministic", "seed": seed}
+    mine = held(divide(fields, DIGITS, clients), DIGITS)
+    assert all(client % 10 in digits and len(digits) == classes for client, digits in enumerate(mine))
+
+
+def test_other_classes_are_drawn_of_all_in_niid_bench() -> None:
+    fields = {"kind": "pathological", "classes": 2, "assignment": "first-deterministic"}
+    owners = np.zeros((50, 10), np.int64)
+    for seed in range(50):
+        for digits in held(divide({**fields, "seed": seed}, DIGITS, 10), DIGITS):
+            owners[seed] += [number in digits for number in range(10)]
+    assert owners.min() == 1
+    assert owners.max() > 3
+    assert np.allclose(
+        owners.mean(axis=0), 2, atol=0.6
+    )  # each drawn by 9 clients of 10 with a chance of 1/9: deviation 0.13
+
+
+def test_a_class_that_no_client_drew() -> None:
+    fields = {"kind": "pathological", "classes": 2, "assignment": "first-deterministic"}
+    text = refused(fields, DIGITS, 5)
+    assert text.startswith("partition.assignment: no client has the class ")
+    assert text.endswith('take 10 clients or more, another seed, or "even"')
 
 
 def test_the_clients_of_a_class_divide_it_evenly() -> None:

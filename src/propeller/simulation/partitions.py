@@ -226,18 +226,28 @@ class Pathological(Partition):
     """Each client has samples of so many classes and of no other.
 
     Li et al. 2022 (Federated Learning on Non-IID Data Silos: An Experimental Study; NIID-Bench), "quantity-based label
-    imbalance", ``#C = k``. Here each client takes, at random, the classes that the fewest clients before it have: so each class is with as
-    many clients as another, or one more, and none is left over. The clients of a class divide its samples evenly.
+    imbalance", ``#C = k``. The clients of a class divide its samples evenly.
 
     Attributes:
         classes: of a client.
+        assignment: ``even``: each client takes, at random, the classes that the fewest clients before it have, so that each class is
+            with as many clients as another, or one more, and none is left over. ``first-deterministic``, as in NIID-Bench: the first
+            class of client *i* is class *i*, beginning anew after the last one, and its others are drawn of all; so a class can be
+            with one client alone and another with many, and clients differ in size.
         by: the column with the classes.
     """
 
-    elsewhere: ClassVar[Mapping[str, str]] = {"per_client": "classes", "label": "by", "column": "by"}
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "per_client": "classes",
+        "num_classes_per_partition": "classes",
+        "class_assignment_mode": "assignment",
+        "label": "by",
+        "column": "by",
+    }
 
     kind: Literal["pathological"] = "pathological"
     classes: _Positive = 2
+    assignment: Literal["even", "first-deterministic"] = "even"
     by: _Name = "y"
 
     def divide(self, columns: Columns, clients: int | None) -> list[Integers]:
@@ -260,6 +270,11 @@ class Pathological(Partition):
         draws = RepeatableDraws(self.seed)
         has = self._owned(draws, number, len(values))
         owners = has.sum(axis=0)
+        if (none := np.flatnonzero(owners == 0)).size:
+            raise InvalidError(
+                f"partition.assignment: no client has the class {values[none[0]]} of {self.by}: take {len(values)} clients or more, "
+                'another seed, or "even"'
+            )
         if (few := np.flatnonzero(of_class < owners)).size:
             at = int(few[0])
             raise InvalidError(
@@ -275,7 +290,8 @@ class Pathological(Partition):
         has = np.zeros((clients, classes), np.bool_)
         owners = np.zeros(classes, np.int64)
         for client in range(clients):
-            mine = np.lexsort((draws.keys(classes), owners))[: self.classes]
+            first = owners if self.assignment == "even" else np.arange(classes) != client % classes
+            mine = np.lexsort((draws.keys(classes), first))[: self.classes]
             has[client, mine] = True
             owners[mine] += 1
         return has
