@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from propeller.fl.tensors import Array, Specs, TensorSpec, is_integer
+from propeller.fl.tensors import Array, Float64, Specs, TensorSpec, is_integer
 from propeller.store.documents import Document
 
 _BLOCK_NUMBERS = 128 * 1024
@@ -20,8 +19,6 @@ _BLOCK_NUMBERS = 128 * 1024
 
 _SAFE_EXPONENT = 300
 """Squares of numbers below 2**300 and above 2**-300 are sums of float64 without scaling."""
-
-_Float64 = npt.NDArray[np.float64]
 
 
 class _Sum:
@@ -202,19 +199,19 @@ def _are_alike(first: Array, second: Array) -> bool:
     return is_integer(first.dtype) and is_integer(second.dtype) and first.dtype.kind == second.dtype.kind
 
 
-def _integer_difference(first: Array, second: Array) -> _Float64:
+def _integer_difference(first: Array, second: Array) -> Float64:
     """The absolute differences, exact but for the rounding to float64."""
     high, low = np.maximum(first, second), np.minimum(first, second)
     return (high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64)
 
 
-def _exponent(array: _Float64) -> int:
+def _exponent(array: Float64) -> int:
     """The power of two to divide by so that squares are within float64; 0 where that is not needed."""
     exponent = math.frexp(float(np.abs(array).max()))[1]
     return 0 if abs(exponent) < _SAFE_EXPONENT else exponent
 
 
-def _scaled(array: _Float64, exponent: int) -> _Float64:
+def _scaled(array: Float64, exponent: int) -> Float64:
     return np.ldexp(array, -exponent) if exponent else array
 
 

@@ -21,23 +21,17 @@ from propeller.fl.strategies.catalog import (
     read_strategy,
     strategy_names,
 )
-from propeller.fl.strategies.fedavg import FedAvg
-from propeller.fl.strategies.measurement import Measurement
-from propeller.fl.strategies.part import PartAggregation
-from propeller.fl.strategies.strategy import (
-    EXTRA,
-    Block,
+from propeller.fl.strategies.contribution import (
     Contribution,
-    Measure,
-    Measured,
-    Plan,
-    ServerState,
-    Strategy,
     StrategyInputError,
     UpdateError,
     require_metric,
     require_steps,
 )
+from propeller.fl.strategies.fedavg import FedAvg
+from propeller.fl.strategies.measurement import Measurement
+from propeller.fl.strategies.part import PartAggregation
+from propeller.fl.strategies.strategy import EXTRA, Block, Measure, Measured, Plan, ServerState, Strategy
 
 __all__ = [
     "EXTRA",

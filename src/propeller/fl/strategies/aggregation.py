@@ -5,18 +5,10 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, TypeVar
 
+from propeller.fl.strategies.contribution import Contribution, StrategyInputError, UpdateError
 from propeller.fl.strategies.measurement import Measurement
 from propeller.fl.strategies.part import PartAggregation
-from propeller.fl.strategies.strategy import (
-    Contribution,
-    Measure,
-    Measured,
-    Plan,
-    ServerState,
-    Strategy,
-    StrategyInputError,
-    UpdateError,
-)
+from propeller.fl.strategies.strategy import Measure, Measured, Plan, ServerState, Strategy
 from propeller.fl.tensors import TensorError, Tensors
 
 K = TypeVar("K")

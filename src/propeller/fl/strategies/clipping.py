@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from propeller.fl.strategies.contribution import Contribution, StrategyInputError
 from propeller.fl.strategies.mean import MeanStrategy
-from propeller.fl.strategies.strategy import Contribution, Measure, Measured, Plan, StrategyInputError
+from propeller.fl.strategies.strategy import Measure, Measured, Plan
 
 
 class NormClipping(MeanStrategy):

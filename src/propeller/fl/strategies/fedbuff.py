@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from propeller.fl.strategies.strategy import Block, Contribution, Float64, Measured, Mode, Plan, Strategy
+from propeller.fl.strategies.contribution import Contribution
+from propeller.fl.strategies.strategy import Block, Measured, Mode, Plan, Strategy
+from propeller.fl.tensors import Float64
 
 
 class FedBuff(Strategy):

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from propeller.fl.strategies.strategy import Contribution, Measured, Mode, Plan, Strategy, require_steps
+from propeller.fl.strategies.contribution import Contribution, require_steps
+from propeller.fl.strategies.strategy import Measured, Mode, Plan, Strategy
 
 
 class FedNova(Strategy):

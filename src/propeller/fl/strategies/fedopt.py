@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from propeller.fl.strategies.mean import MeanStrategy
-from propeller.fl.strategies.strategy import Block, Float64, Plan
+from propeller.fl.strategies.strategy import Block, Plan
+from propeller.fl.tensors import Float64
 
 _FEDOPT = "Reddi et al., Adaptive Federated Optimization, ICLR 2021, arXiv:2003.00295, algorithm 2"
 

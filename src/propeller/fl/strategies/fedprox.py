@@ -6,14 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from propeller.fl.strategies.contribution import Contribution, StrategyInputError, require_metric
 from propeller.fl.strategies.mean import MeanStrategy
-from propeller.fl.strategies.strategy import (
-    Contribution,
-    Measured,
-    Plan,
-    StrategyInputError,
-    require_metric,
-)
+from propeller.fl.strategies.strategy import Measured, Plan
 
 _STEP = 0.1
 _FALLS = 5

@@ -6,15 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from propeller.fl.strategies.contribution import Contribution, StrategyInputError
 from propeller.fl.strategies.mean import MeanStrategy
-from propeller.fl.strategies.strategy import (
-    Contribution,
-    Float64,
-    Measure,
-    Measured,
-    Plan,
-    StrategyInputError,
-)
+from propeller.fl.strategies.strategy import Measure, Measured, Plan
+from propeller.fl.tensors import Float64
 
 
 class GeometricMedian(MeanStrategy):

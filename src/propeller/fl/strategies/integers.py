@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from propeller.fl.strategies.strategy import Float64
-from propeller.fl.tensors import Array
+from propeller.fl.tensors import Array, Float64
 
 Integers = npt.NDArray[np.integer[Any]]
 """Integers of any dtype, in int64; of uint64, in uint64."""

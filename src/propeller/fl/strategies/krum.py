@@ -6,16 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from propeller.fl.strategies.contribution import Contribution, StrategyInputError
 from propeller.fl.strategies.order import in_order, mean_of, middle
-from propeller.fl.strategies.strategy import (
-    Contribution,
-    Float64,
-    Measure,
-    Measured,
-    Plan,
-    Strategy,
-    StrategyInputError,
-)
+from propeller.fl.strategies.strategy import Measure, Measured, Plan, Strategy
+from propeller.fl.tensors import Float64
 
 _KRUM = (
     "Blanchard, El Mhamdi, Guerraoui and Stainer, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, "

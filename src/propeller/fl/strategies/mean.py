@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from propeller.fl.strategies.strategy import Contribution, Measured, Plan, Strategy
+from propeller.fl.strategies.contribution import Contribution
+from propeller.fl.strategies.strategy import Measured, Plan, Strategy
 
 
 class MeanStrategy(Strategy):

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from propeller.fl.strategies.strategy import Contribution, Float64, Measure, Measured, Strategy, UpdateError
+from propeller.fl.strategies.contribution import Contribution, UpdateError
+from propeller.fl.strategies.strategy import Measure, Measured, Strategy
 from propeller.fl.strategies.sums import ROW_BLOCK, blocks
-from propeller.fl.tensors import Array, TensorError, Tensors
+from propeller.fl.tensors import Array, Float64, TensorError, Tensors
 
 
 class Measurement:

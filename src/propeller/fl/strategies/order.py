@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from propeller.fl.strategies.strategy import Contribution, Float64, Measured, Plan, Strategy
+from propeller.fl.strategies.contribution import Contribution
+from propeller.fl.strategies.strategy import Measured, Plan, Strategy
+from propeller.fl.tensors import Float64
 
 _YIN = "Yin et al., Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates, ICML 2018, arXiv:1803.01498"
 

@@ -6,6 +6,7 @@ from math import fsum
 
 import numpy as np
 
+from propeller.fl.strategies.contribution import Contribution, UpdateError
 from propeller.fl.strategies.integers import (
     IntegerMean,
     MajorityVote,
@@ -16,9 +17,9 @@ from propeller.fl.strategies.integers import (
     offsets,
 )
 from propeller.fl.strategies.reductions import Reduction
-from propeller.fl.strategies.strategy import EXTRA, Block, Contribution, Float64, Plan, Strategy, UpdateError
+from propeller.fl.strategies.strategy import EXTRA, Block, Plan, Strategy
 from propeller.fl.strategies.sums import ROW_BLOCK, SUM_BLOCK, WeightedSums, blocks
-from propeller.fl.tensors import Array, TensorError, Tensors, check_shapes, is_floating, shapes_of
+from propeller.fl.tensors import Array, Float64, TensorError, Tensors, check_shapes, is_floating, shapes_of
 
 
 class PartAggregation:

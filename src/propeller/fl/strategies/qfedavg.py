@@ -6,16 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from propeller.fl.strategies.strategy import (
-    Contribution,
-    Measure,
-    Measured,
-    Mode,
-    Plan,
-    Strategy,
-    StrategyInputError,
-    require_metric,
-)
+from propeller.fl.strategies.contribution import Contribution, StrategyInputError, require_metric
+from propeller.fl.strategies.strategy import Measure, Measured, Mode, Plan, Strategy
 
 _SMALLEST_LOSS = 1e-10
 """Added to each loss, as in the authors' code: its power ``q - 1`` would be infinite at 0."""

@@ -6,8 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from propeller.fl.strategies.strategy import Float64
-from propeller.fl.tensors import Array, TensorError, is_floating
+from propeller.fl.tensors import Array, Float64, TensorError, is_floating
 
 _LOW_BITS = 32
 

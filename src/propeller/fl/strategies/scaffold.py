@@ -5,16 +5,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from propeller.fl.strategies.strategy import (
-    Block,
-    Contribution,
-    Float64,
-    Measured,
-    Mode,
-    Plan,
-    Strategy,
-    StrategyInputError,
-)
+from propeller.fl.strategies.contribution import Contribution, StrategyInputError
+from propeller.fl.strategies.strategy import Block, Measured, Mode, Plan, Strategy
+from propeller.fl.tensors import Float64
 
 
 class Scaffold(Strategy):

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from propeller.fl.strategies.contribution import Contribution
 from propeller.fl.strategies.reductions import Extreme, FloatSum, IntegerSum, OfEnough, Reduction
-from propeller.fl.strategies.strategy import Contribution, Measured, Mode, Patterns, Plan, Strategy
+from propeller.fl.strategies.strategy import Measured, Mode, Patterns, Plan, Strategy
 from propeller.fl.tensors import Array, is_floating
 from propeller.fl.tensors.dtypes import bounds
 

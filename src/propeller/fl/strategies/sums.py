@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from propeller.fl.strategies.strategy import Float64
-from propeller.fl.tensors import Array, Shapes, TensorError
+from propeller.fl.tensors import Array, Float64, Shapes, TensorError
 
 SUM_BLOCK = 16 * 1024
 """Numbers of a tensor that are summed at a time."""

@@ -13,7 +13,7 @@ from propeller.fl.tensors.base import (
     specs_of,
     to_base_dtypes,
 )
-from propeller.fl.tensors.dtypes import DTYPES, Array, bounds, is_floating, is_integer, name_of
+from propeller.fl.tensors.dtypes import DTYPES, Array, Float64, bounds, is_floating, is_integer, name_of
 from propeller.fl.tensors.json import from_json, to_json
 from propeller.fl.tensors.media import (
     CODECS,
@@ -45,6 +45,7 @@ __all__ = [
     "Array",
     "Codec",
     "DocumentTooLargeError",
+    "Float64",
     "Shapes",
     "Specs",
     "TensorError",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from propeller.tensors.shapes import TensorError
 
 Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
 Dtype = np.dtype[Any]
 
 DTYPES: dict[str, Dtype] = {
