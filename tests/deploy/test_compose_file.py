@@ -13,7 +13,8 @@ from pydantic import AliasChoices
 
 from propeller.oci.reference import DefaultRegistry, Reference
 from propeller.stack.env_file import GUIDE_PROPLETS, GUIDE_VARIABLES, id_variable, key_variable
-from propeller.stack.services import OPERATOR, SERVICES, ServiceSpec
+from propeller.stack.service_spec import ServiceSpec
+from propeller.stack.services import OPERATOR, SERVICES
 from support.compose_file import (
     COMPOSE,
     DEPLOY,

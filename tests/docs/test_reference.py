@@ -33,7 +33,8 @@ from propeller.protocol.experiments import (
 from propeller.protocol.rounds import RoundStart
 from propeller.protocol.selection import SelectionPolicy
 from propeller.protocol.topics import EVERYONE, PROPLET_SAYS, UPDATES_FILTER, Channel, Kind
-from propeller.stack.services import SERVICES, ServiceSpec
+from propeller.stack.service_spec import ServiceSpec
+from propeller.stack.services import SERVICES
 from propeller.wasm.program_run import Limits
 from support.stack_config import make_stack_config
 

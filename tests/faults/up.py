@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from propeller.cli.up import run_on_stack
-from propeller.stack.services import StackConfig, find_service
+from propeller.stack.config import StackConfig
+from propeller.stack.services import find_service
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.supervisor import ProcessSpec, Supervisor
 from propeller.stack.up import Options

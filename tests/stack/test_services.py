@@ -8,15 +8,9 @@ import pytest
 
 from propeller.errors import StartError
 from propeller.proplet.settings import PropletSettings
-from propeller.stack.services import (
-    HTTP_SERVICES,
-    PORTS,
-    SERVICES,
-    ServiceSpec,
-    StackConfig,
-    StackTls,
-    find_service,
-)
+from propeller.stack.config import StackConfig, StackTls
+from propeller.stack.service_spec import ServiceSpec
+from propeller.stack.services import HTTP_SERVICES, PORTS, SERVICES, find_service
 from support.stack_config import make_stack_config
 
 GUIDE_PORTS = {

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from propeller.stack.services import CLIENT_NAMES, PORTS, StackConfig
+from propeller.stack.config import StackConfig
+from propeller.stack.services import CLIENT_NAMES, PORTS
 from propeller.stack.state_folder import StateFolder
 
 

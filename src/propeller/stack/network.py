@@ -8,7 +8,7 @@ from pathlib import Path
 from propeller.errors import StartError
 from propeller.process.certificates import Authority
 from propeller.process.logs import get_logger
-from propeller.stack.services import HOST, StackTls
+from propeller.stack.config import HOST, StackTls
 
 log = get_logger("up")
 

@@ -19,21 +19,13 @@ from propeller.process import logs
 from propeller.process.http import verify_for
 from propeller.process.retry import retry
 from propeller.process.tls import trust_stack
+from propeller.stack.config import HOST, StackConfig
 from propeller.stack.env_file import EnvFile, client_variables, env_values
 from propeller.stack.network import prepare_network, renew_certificate
 from propeller.stack.ports import GUIDE_PORTS, MQTTS_PORT, free_ports, guide_ports
 from propeller.stack.provisioning import Provisioner, client_names, device_names
-from propeller.stack.services import (
-    HOST,
-    HTTP_SERVICES,
-    IDENTITY_LISTENERS,
-    OPERATOR,
-    ServiceSpec,
-    StackConfig,
-    Stage,
-    find_service,
-    in_stage,
-)
+from propeller.stack.service_spec import ServiceSpec, Stage
+from propeller.stack.services import HTTP_SERVICES, IDENTITY_LISTENERS, OPERATOR, find_service, in_stage
 from propeller.stack.state_folder import StateFolder
 from propeller.stack.supervisor import ProcessSpec, Supervisor
 
