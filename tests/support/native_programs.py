@@ -15,7 +15,8 @@ from propeller.digests import digest_of
 from propeller.native.interpreter import Interpreter
 from propeller.native_program import NativeProgram
 from propeller.wasm.program_run import Limits, ProgramRun, RunOutcome, StateFolder
-from propeller.wasm.sandbox import OnStderr, Sandbox
+from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.task_runs import OnStderr
 
 MODEL = b'{"w": [1.0, 2.0]}'
 DATA = b'{"data": [{"x": [1.0, 2.0], "y": 1}, {"x": [3.0, 4.0], "y": 0}]}'

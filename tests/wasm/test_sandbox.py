@@ -58,7 +58,7 @@ async def test_small_inputs_are_in_memory_where_that_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     memory, seen = tmp_path / "memory", []
-    monkeypatch.setattr("propeller.wasm.sandbox.memory_folder", lambda: None if place == "disk" else memory)
+    monkeypatch.setattr("propeller.wasm.task_runs.memory_folder", lambda: None if place == "disk" else memory)
     create = folder_contents.create
 
     def make(folder: Path, *given: Any, inputs: Path | None = None) -> None:

@@ -6,22 +6,16 @@ The process that uses this never loads the runtime: see ``template.py`` for who 
 import asyncio
 import contextlib
 import importlib.metadata
-import stat
-import time
-from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 from propeller.digests import digest_of
 from propeller.native_program import is_native
-from propeller.process.logs import get_logger
-from propeller.wasm import folder_contents
-from propeller.wasm.compiler import Compiler, OnCompiled, write_task
+from propeller.wasm.compiler import Compiler, OnCompiled
 from propeller.wasm.host_calls import HostAnswer, HostCall, HostCalls
-from propeller.wasm.last_words import LastWords
 from propeller.wasm.layers import inputs_of
 from propeller.wasm.messages import (
     STATE_READABLE,
@@ -32,35 +26,20 @@ from propeller.wasm.messages import (
     RunTask,
 )
 from propeller.wasm.native_templates import Command, NativeTemplates
-from propeller.wasm.outcome import (
-    STOPPED_ERROR,
-    bounded_folders,
-    exit_report,
-    judge_outcome,
-    name_memory,
-    run_metrics,
-)
-from propeller.wasm.output import LineSplitter, OutputSink
+from propeller.wasm.outcome import STOPPED_ERROR
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
-from propeller.wasm.task_folders import TaskFolders, memory_folder
-from propeller.wasm.template_client import SandboxError, TaskProcess, TemplateClient
+from propeller.wasm.task_folders import TaskFolders
+from propeller.wasm.task_runs import TEMPORARY, ActiveRun, OnStderr, TaskRuns
+from propeller.wasm.template_client import SandboxError, TemplateClient
 
-log = get_logger("sandbox")
-
-__all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
-
-_INLINE_BYTES = 256 * 1024
-"""Files of a task, together, that are written without a thread, and to memory where there is a file system in it."""
+__all__ = ["TEMPORARY", "Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 
 _START = "_start"
 """The name of a task that runs a program as a command."""
 
 NATIVE_FILE = ".program"
 """In ``/in`` of a native program's task: the program."""
-
-TEMPORARY = ".tmp"
-"""In ``/out`` of a native program's task: its temporary folder, which counts with it and is removed before it is looked at."""
 
 NOT_SWITCHED_ON = (
     "native programs are not switched on on this device: its owner sets PROPLET_NATIVE_PYTHON to an interpreter, and names in "
@@ -71,14 +50,8 @@ ON_DEVICES_ALONE = "a native program runs on devices alone, with their Python: o
 
 _PROGRAMS = "programs"
 _CACHE_BYTES = 1024 * MIB
-_TASK_FILE = "task.json"
-_MAX_LAST_WORDS = 1000
-"""Characters of a line of a program that are looked at for why it failed."""
-
 _NICE = 5
 """Added to the tasks' niceness, so that the device's other work goes first."""
-
-OnStderr = Callable[[str], None]
 
 
 class NativeInterpreter(Protocol):
@@ -96,9 +69,6 @@ class NativeInterpreter(Protocol):
     @property
     def own_user(self) -> bool:
         """Whether its tasks can be users of their own."""
-
-
-T = TypeVar("T")
 
 
 def find_compiled(folder: Path, digest: str, limits: Limits) -> CachedProgram | None:
@@ -150,18 +120,16 @@ class Sandbox:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._cache = ProgramCache((cache or folder / _PROGRAMS).absolute(), cache_bytes, runtimes)
         self._folders = TaskFolders(folder / "tasks")
-        memory = memory_folder()
-        self._memory = None if memory is None else TaskFolders(memory)
         self._template = TemplateClient(_NICE, self._folders.own, processors)
         self._native_templates = NativeTemplates(_NICE, self._folders.own, processors)
         self._compiler = Compiler(self._cache, self._template, self._folders.own, on_compiled)
         self._calls = HostCalls(self._template, self._folders)
-        self._removals: set[asyncio.Handle] = set()
-        self._running: dict[str, _ActiveRun] = {}
+        self._task_runs = TaskRuns()
+        self._running: dict[str, ActiveRun] = {}
 
     async def __aenter__(self) -> Self:
-        for folders in filter(None, (self._folders, self._memory)):
-            await asyncio.to_thread(folders.open)
+        await asyncio.to_thread(self._folders.open)
+        await self._task_runs.open()
         try:
             self._template.open()
             await self._template.ready()
@@ -176,10 +144,8 @@ class Sandbox:
         await self._compiler.close()
         if self._running:  # their ends are on the way
             await asyncio.wait([running.done for running in self._running.values()])
-        for removal in self._removals:  # all of them are removed now
-            removal.cancel()
-        for folders in filter(None, (self._folders, self._memory)):
-            await asyncio.to_thread(folders.close)
+        await self._task_runs.close()
+        await asyncio.to_thread(self._folders.close)
 
     @property
     def template_pid(self) -> int:
@@ -297,9 +263,9 @@ class Sandbox:
         """
         if run.id in self._running:
             return RunOutcome(error=f"a task with the id {run.id} is still running")
-        active = self._running[run.id] = _ActiveRun()
+        active = self._running[run.id] = ActiveRun(on_stderr)
         try:
-            return await self._compile_and_run(run, active, on_stderr)
+            return await self._compile_and_run(run, active)
         except ProgramError as error:
             return RunOutcome(error=str(error), limit=error.limit)
         except (SandboxError, ValueError) as error:
@@ -322,12 +288,9 @@ class Sandbox:
         active.stop()
         return True
 
-    async def _compile_and_run(
-        self, run: ProgramRun, active: "_ActiveRun", on_stderr: OnStderr | None
-    ) -> RunOutcome:
-        asked_at = time.monotonic()
+    async def _compile_and_run(self, run: ProgramRun, active: ActiveRun) -> RunOutcome:
         if self._cache.is_native(run.digest):
-            return await self._run_native(run, active, asked_at, on_stderr)
+            return await self._run_native(run, active)
         compile_ms = 0.0
         for _ in range(2):
             prepared = asyncio.ensure_future(self._compiler.prepare(run.digest, run.limits))
@@ -341,7 +304,7 @@ class Sandbox:
                 return RunOutcome(error=STOPPED_ERROR)
             program, took_ms = await prepared
             compile_ms += took_ms
-            outcome = await self._run_compiled(run, program, active, asked_at, on_stderr)
+            outcome = await self._run_compiled(run, program, active)
             if outcome is not None:
                 extra = {"compile_ms": compile_ms} if compile_ms else {}
                 return replace(outcome, metrics={**outcome.metrics, **extra})
@@ -352,9 +315,7 @@ class Sandbox:
         self,
         run: ProgramRun,
         program: CachedProgram,
-        active: "_ActiveRun",
-        asked_at: float,
-        on_stderr: OnStderr | None,
+        active: ActiveRun,
     ) -> RunOutcome | None:
         """Run it; None if the artifact cannot be loaded."""
         self._native_templates.end_idle()
@@ -374,13 +335,10 @@ class Sandbox:
             limits=limits,
             state=_state_access(run.state),
         )
-        return await self._run_task(
-            run, folder, task, active, asked_at, on_stderr, TENSOR_MODULE if program.host_tensors else None
-        )
+        module = TENSOR_MODULE if program.host_tensors else None
+        return await self._task_runs.run(run, task, folder, active, self._template, module)
 
-    async def _run_native(
-        self, run: ProgramRun, active: "_ActiveRun", asked_at: float, on_stderr: OnStderr | None
-    ) -> RunOutcome:
+    async def _run_native(self, run: ProgramRun, active: ActiveRun) -> RunOutcome:
         """Run a native program; raises ``ProgramError`` if it does not run here."""
         if run.export not in {None, _START}:
             raise ProgramError(
@@ -402,9 +360,7 @@ class Sandbox:
                 self._native_templates.end_idle()
             if active.stopped.done():
                 return RunOutcome(error=STOPPED_ERROR)
-            outcome = await self._run_task(
-                run, folder, task, active, asked_at, on_stderr, template=template or self._template
-            )
+            outcome = await self._task_runs.run(run, task, folder, active, template or self._template)
         return outcome or RunOutcome(error="sandbox: the interpreter's process says what none does")
 
     async def _read_native(self, digest: str, limits: Limits) -> tuple[NativeInterpreter, bytes]:
@@ -423,175 +379,8 @@ class Sandbox:
         self._native.check(content)
         return self._native, content
 
-    async def _run_task(
-        self,
-        run: ProgramRun,
-        folder: Path,
-        task: RunTask | ExecTask,
-        active: "_ActiveRun",
-        asked_at: float,
-        on_stderr: OnStderr | None,
-        module: str | None = None,
-        *,
-        template: TemplateClient | None = None,
-    ) -> RunOutcome | None:
-        """Run a task whose folder is not made yet; None if a compiled program cannot be loaded."""
-        limits = run.limits
-        native = isinstance(task, ExecTask)
-        copies = run.state is not None and run.state.source is not None
-        small = _is_small(run.files)
-        # A native program's process finds its folder by its name.
-        memory = self._memory.new() if self._memory is not None and small and not native else None
-        in_thread = copies or not small
-        stdout, said = bytearray(), LastWords(_MAX_LAST_WORDS)
-
-        def take(line: str) -> None:
-            said.add(line)
-            if on_stderr is not None:
-                on_stderr(line)
-
-        lines = LineSplitter(take)
-        try:
-            task_file = await _call(_create_folder, folder, memory, run, task, in_thread=in_thread)
-            active.process = process = (template or self._template).start(
-                task_file,
-                limits.wall_time_s,
-                limits,
-                stdout=OutputSink(
-                    limits.stdout_bytes, stdout.extend, partial(active.note_excess, "stdout_bytes")
-                ),
-                stderr=OutputSink(
-                    limits.stderr_bytes, lines.feed, partial(active.note_excess, "stderr_bytes")
-                ),
-                module=module,
-                outputs=bounded_folders(run, folder),
-                program=None if isinstance(task, ExecTask) else task.program,
-                own_user=not isinstance(task, ExecTask) or task.own_user,
-            )
-            if active.stopped.done():
-                process.kill()
-            try:
-                end = await process.ended()
-            except asyncio.CancelledError:
-                active.stop()
-                with contextlib.suppress(SandboxError):
-                    await process.ended()
-                raise
-            lines.end()
-            if native:
-                report = end.report or exit_report(end.status)
-                if report is not None:
-                    report = replace(report, entered_s=asked_at, run_s=time.monotonic() - asked_at)
-                end = replace(end, report=report)
-                await asyncio.to_thread(_remove_temporary, folder)
-            if end.report is not None and end.report.stale:
-                return None
-            judge = partial(
-                judge_outcome,
-                run,
-                end,
-                task_folder=folder,
-                stdout=bytes(stdout),
-                stopped=active.stopped.done(),
-                exceeded=active.exceeded,
-            )
-            written = any(
-                folder_contents.has_entries(folder / name)
-                for name in ("out", "state")
-                if run.state or name == "out"
-            )
-            outcome = await asyncio.to_thread(judge) if written else judge()
-            if not active.stopped.done():
-                outcome = name_memory(outcome, limits, said.reason)
-            return replace(outcome, metrics=run_metrics(end, asked_at))
-        finally:
-            active.process = None
-            if in_thread:
-                await asyncio.to_thread(_remove_folders, folder, memory)
-            else:
-                self._remove_later(folder, memory)
-
-    def _remove_later(self, *folders: Path | None) -> None:
-        """Remove a task's small folders in the event loop's next turn: what can follow its end at once is sent before."""
-
-        def remove() -> None:
-            self._removals.discard(removal)
-            _remove_folders(*folders)
-
-        removal = asyncio.get_running_loop().call_soon(remove)
-        self._removals.add(removal)
-
-
-class _ActiveRun:
-    """A run under way: whether it was stopped, or went over what this side counts."""
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.process: TaskProcess | None = None
-        self.stopped: asyncio.Future[None] = loop.create_future()
-        self.done: asyncio.Future[None] = loop.create_future()
-        self.exceeded: str | None = None
-
-    def stop(self) -> None:
-        if not self.stopped.done():
-            self.stopped.set_result(None)
-        self._kill()
-
-    def note_excess(self, limit: str) -> None:
-        self.exceeded = self.exceeded or limit
-        self._kill()
-
-    def _kill(self) -> None:
-        if self.process:
-            self.process.kill()
-
 
 def _state_access(state: StateFolder | None) -> str | None:
     if state is None:
         return None
     return STATE_READABLE if state.target is None else STATE_WRITABLE
-
-
-def _remove_temporary(folder: Path) -> None:
-    """Remove what a native program left in its temporary folder, unless it put something else there: that is found with ``/out``."""
-    temporary = folder / "out" / TEMPORARY
-    with contextlib.suppress(OSError):
-        if stat.S_ISDIR(temporary.lstat().st_mode):
-            folder_contents.remove(temporary)
-
-
-def _create_folder(folder: Path, memory: Path | None, run: ProgramRun, task: RunTask | ExecTask) -> Path:
-    """Make what a task needs, small inputs in memory if there is room; gives the file that says what it is to do."""
-    if memory is not None:
-        try:
-            memory.mkdir(mode=0o700)
-            folder_contents.create(folder, run.files, run.state, inputs=memory / "in")
-            write_task(memory / _TASK_FILE, task)
-        except OSError:
-            _remove_folders(folder, memory)
-        else:
-            return memory / _TASK_FILE
-    folder_contents.create(folder, run.files, run.state)
-    if isinstance(task, ExecTask):
-        (folder / "out" / TEMPORARY).mkdir(mode=0o700)
-    write_task(folder / _TASK_FILE, task)
-    return folder / _TASK_FILE
-
-
-def _remove_folders(*folders: Path | None) -> None:
-    for folder in folders:
-        if folder is not None:
-            try:
-                folder_contents.remove(folder)
-            except OSError as error:  # the next sandbox removes it
-                log.warning("a task's folder is not removed", folder=str(folder), reason=error.strerror)
-
-
-def _is_small(files: Mapping[str, bytes | Path]) -> bool:
-    sizes = [len(content) if isinstance(content, bytes) else _INLINE_BYTES + 1 for content in files.values()]
-    return sum(sizes) <= _INLINE_BYTES
-
-
-async def _call(do: Callable[..., T], *arguments: Any, in_thread: bool) -> T:
-    """Small things are quicker done here than handed to a thread; large ones must not hold up the loop."""
-    return await asyncio.to_thread(do, *arguments) if in_thread else do(*arguments)
