@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.fl.schedules import resolve_hyperparams, value_at
-from propeller.protocol.experiments import Schedule
+from propeller.protocol.schedules import Schedule
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from propeller.protocol.experiments import (
-    ExperimentSpec,
-    Mode,
-    Schedule,
-    canonical_json,
-    default_name,
-)
+from propeller.protocol.experiments import ExperimentSpec, Mode, canonical_json, default_name
+from propeller.protocol.schedules import Schedule
 from propeller.protocol.selection import SelectionPolicy
 from propeller.protocol.strict import nearest_names
 from propeller.protocol.wire import MalformedMessageError

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, assert_never
 
-from propeller.protocol.experiments import Schedule
+from propeller.protocol.schedules import Schedule
 
 
 def resolve_hyperparams(hyperparams: Mapping[str, Any], number: int, rounds: int) -> dict[str, Any]:

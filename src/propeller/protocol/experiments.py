@@ -6,7 +6,6 @@ filled in, so that it means the same after an upgrade and can be compared with w
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -16,8 +15,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
-    WithJsonSchema,
     model_validator,
 )
 
@@ -25,13 +22,12 @@ from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.compression import Compression, NamedCompression
 from propeller.protocol.goals import Goal, explain_missing_goal, goal_of
 from propeller.protocol.ids import Id
+from propeller.protocol.rounds import MAX_ROUNDS
+from propeller.protocol.schedules import Hyperparameter, Number
 from propeller.protocol.selection import Fraction, Seed
-from propeller.protocol.strict import NestedProblemsError, StrictMessage, find_problems, require_json
+from propeller.protocol.strict import NestedProblemsError, StrictMessage, require_json
 from propeller.protocol.task import TaskLimits
 from propeller.protocol.wire import MAX_INTEGER, require_printable, require_unique
-
-MAX_ROUNDS = 100_000
-"""The most rounds of an experiment."""
 
 MAX_REFERENCE = 400
 """Characters of a reference to a program; with registry and digest it has at most 512, which is what messages and tables take."""
@@ -114,12 +110,6 @@ def _check_version(value: Any) -> Any:
     return value
 
 
-def _check_number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
 def _check_reference(value: str) -> str:
     if len(value) > MAX_REFERENCE:
         raise ValueError(
@@ -136,7 +126,6 @@ _Reference = Annotated[
 _Seconds = Annotated[float, Field(gt=0, le=365 * 86400)]
 _Names = Annotated[list[_Text], Field(min_length=1, max_length=MAX_NAMED), AfterValidator(require_unique)]
 _Tags = Annotated[list[_Text], Field(max_length=100), AfterValidator(require_unique)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Selection(StrictMessage):
@@ -243,7 +232,7 @@ class StopRule(StrictMessage):
     """
 
     metric: _Text | None = None
-    target: _Number | None = None
+    target: Number | None = None
     patience: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] | None = None
     goal: Goal | None = None
     max_time_s: _Seconds | None = None
@@ -270,71 +259,6 @@ class ModelChoice(StrictMessage):
     """The version to start from, by number or alias."""
 
     version: Annotated[int | str, BeforeValidator(_check_version)]
-
-
-class Schedule(StrictMessage):
-    """A hyperparameter that changes from round to round.
-
-    Attributes:
-        schedule: the form: from ``start`` to ``end`` along a line, half a cosine or a constant factor; or steps.
-        start, end: the values in the first round and in round ``rounds``, and after it.
-        rounds: when the end is reached. Default: in the experiment's last round.
-        values: for ``step``: round number → the value from that round on; one is for round 1.
-    """
-
-    schedule: Literal["linear", "cosine", "exponential", "step"]
-    start: _Number | None = None
-    end: _Number | None = None
-    rounds: Annotated[int, Field(ge=2, le=MAX_ROUNDS)] | None = None
-    values: dict[str, Annotated[int | float, BeforeValidator(_check_number)]] | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.schedule == "step":
-            self._check_steps()
-            return self
-        if self.values is not None:
-            raise ValueError(f'values is only for schedule = "step": {self.schedule} has start and end')
-        if self.start is None or self.end is None:
-            raise ValueError(f"{self.schedule} needs start and end")
-        if self.schedule == "exponential" and not (
-            min(self.start, self.end) > 0 or max(self.start, self.end) < 0
-        ):
-            raise ValueError("exponential needs a start and an end above 0, or both below 0; use linear")
-        return self
-
-    def _check_steps(self) -> None:
-        if any(field is not None for field in (self.start, self.end, self.rounds)):
-            raise ValueError(
-                'step has values alone, as {"1": 0.1, "10": 0.01}: leave out start, end and rounds'
-            )
-        if not self.values or "1" not in self.values:
-            raise ValueError('values must have the value of round "1", as {"1": 0.1, "10": 0.01}')
-        for number in self.values:
-            if re.fullmatch("[1-9][0-9]{0,5}", number) is None or int(number) > MAX_ROUNDS:
-                raise ValueError(f"values: {number[:80]!r} is no round: use numbers from 1 to {MAX_ROUNDS}")
-
-
-def _read_hyperparameter(value: Any) -> Any:
-    """A schedule where there is one, any other value as it is."""
-    if not isinstance(value, dict) or "schedule" not in value:
-        return value
-    try:
-        return Schedule.model_validate(value)
-    except ValidationError as error:
-        raise NestedProblemsError(find_problems(Schedule, error)) from None
-
-
-def _constant_or_schedule(value: Any) -> Any:
-    return value if isinstance(value, Schedule) else require_json(value)
-
-
-_Hyperparameter = Annotated[
-    Any,
-    BeforeValidator(_read_hyperparameter),
-    AfterValidator(_constant_or_schedule),
-    WithJsonSchema({"anyOf": [Schedule.model_json_schema(), {"description": "any JSON value"}]}),
-]
 
 
 class Mode(StrictMessage):
@@ -447,7 +371,7 @@ class ExperimentSpec(StrictMessage):
     evaluate: EvaluationPlan | None = None
     stop: StopRule = Field(default_factory=StopRule)
     model: ModelChoice | None = None
-    hyperparams: dict[str, _Hyperparameter] = Field(default_factory=dict)
+    hyperparams: dict[str, Hyperparameter] = Field(default_factory=dict)
     limits: TaskLimits = None
     mode: Mode = Field(default_factory=Mode)
     data: DataPlan = Field(default_factory=DataPlan)

@@ -45,6 +45,9 @@ from propeller.protocol.wire import (
 MAX_SAMPLES = MAX_INTEGER
 """The largest ``num_samples``."""
 
+MAX_ROUNDS = 100_000
+"""The most rounds of an experiment."""
+
 MAX_REASON_CHARACTERS = 2000
 """The rest of a failure's reason is cut off."""
 
