@@ -15,11 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from propeller.coordinator.settings import CoordinatorSettings
 from propeller.data_store.api import create_api
 from propeller.data_store.service import DataStore
+from propeller.native_program import NativeProgram
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference
 from propeller.oci.signing import SigningKey
+from propeller.process.settings import SettingsError
 from propeller.protocol.topics import Channel
 from support.coordinator import Peers, client, coordinating, environment, process, serving
 from support.experiments import (
@@ -33,6 +36,7 @@ from support.experiments import (
     variables,
 )
 from support.guests import command
+from support.native_programs import interpreter
 from support.net import eventually
 from support.python_programs import COMPILED, TEMPLATE, built
 from support.registries import embedded
@@ -200,6 +204,165 @@ async def test_a_program_that_nobody_has_signed_who_is_believed(
         found = await in_state(http, "completed", "failed")
         assert "must be signed: it has no signature (believed: acme)" in found["reason"]
         assert "the coordinator's COORDINATOR_SIGNERS names who is believed" in found["reason"]
+
+
+NATIVE = """
+@train
+def fit(model, data, hyperparams, ctx):
+    return Update(model, len(data))
+
+
+@evaluate
+def score(model, data, hyperparams, ctx):
+    import os, sys
+    for file in sys.argv[1:] + FILES:
+        try:
+            raise AssertionError(open(file).read())
+        except PermissionError:
+            pass
+    return Evaluation(len(data), {"mean": float(data.x.mean()), "variables": float("COORDINATOR_STATE" in os.environ)})
+"""
+
+
+def native(*, files: tuple[str, ...] = (), dependencies: tuple[str, ...] = ()) -> bytes:
+    """A native program that measures, and fails if it can read one of some files."""
+    source = f"from propeller.program import Evaluation, Update, evaluate, train\nFILES = {list(files)!r}\n{NATIVE}"
+    return NativeProgram("mine", {"mine": source}, ("train", "evaluate"), "", dependencies).encode()
+
+
+@pytest.fixture
+def native_env(env: dict[str, str], host: str) -> dict[str, str]:
+    env["COORDINATOR_NATIVE_PYTHON"] = str(interpreter().command)
+    env["COORDINATOR_NATIVE_REPOSITORIES"] = f"ghcr.io/acme/*, {host}/mine"
+    return env
+
+
+async def test_a_native_program_is_evaluated_where_the_owner_allows_it(
+    native_env: dict[str, str],
+    tmp_path: Path,
+    broker_port: int,
+    channel: Channel,
+    push: Push,
+    data_store: str,
+) -> None:
+    (tmp_path / "coordinator").mkdir(exist_ok=True)
+    secret = tmp_path / "coordinator" / "secret"
+    secret.write_text("secret")
+    await put_dataset(data_store, [{"x": [1, 2], "y": 1}, {"x": [3, 4], "y": 0}])
+    async with coordinating(native_env) as http, answering(http, broker_port, channel) as fleet:
+        keep_program(fleet)
+        program = await push(native(files=(str(secret), "/etc/passwd"), dependencies=("numpy>=1.20",)))
+        await submit(http, program=program, rounds=1, evaluate=CENTRAL, retries=0)
+        found = await in_state(http, "completed", "failed", timeout=60)
+        assert (found["state"], found["reason"]) == ("completed", None)
+        last = (await history(http))[-1]
+    assert (last["participants"], last["num_samples"]) == (["coordinator"], 2)
+    assert last["metrics"] == {"mean": 2.5, "variables": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "dependencies", "reason"),
+    [
+        (
+            {"COORDINATOR_NATIVE_PYTHON": None, "COORDINATOR_NATIVE_REPOSITORIES": None},
+            (),
+            r"evaluate.on: the coordinator evaluates native programs where .* sets COORDINATOR_NATIVE_PYTHON, and it is not set: evaluate on devices",
+        ),
+        (
+            {"COORDINATOR_NATIVE_REPOSITORIES": "ghcr.io/acme/*"},
+            (),
+            r"native programs of [\d.:]+/mine do not run here, only those of ghcr.io/acme/\* \(COORDINATOR_NATIVE_REPOSITORIES\)",
+        ),
+        (
+            {},
+            ("no-such-package>=2",),
+            r"cannot run it: it lacks no-such-package>=2\. Install that there, or name another interpreter \(COORDINATOR_NATIVE_PYTHON\)",
+        ),
+    ],
+    ids=["not switched on", "another repository", "packages"],
+)
+async def test_a_native_program_that_is_not_evaluated(
+    native_env: dict[str, str],
+    broker_port: int,
+    channel: Channel,
+    push: Push,
+    data_store: str,
+    changed: dict[str, str | None],
+    dependencies: tuple[str, ...],
+    reason: str,
+) -> None:
+    env = {name: value for name, value in {**native_env, **changed}.items() if value is not None}
+    await put_dataset(data_store, [])
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        keep_program(fleet)
+        program = await push(native(dependencies=dependencies))
+        await submit(http, program=program, rounds=1, evaluate=CENTRAL, retries=0)
+        found = await in_state(http, "completed", "failed", timeout=60)
+    assert found["state"] == "failed"
+    assert re.search(reason, found["reason"]), found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "dependencies", "reason"),
+    [
+        (
+            {"COORDINATOR_NATIVE_PYTHON": None, "COORDINATOR_NATIVE_REPOSITORIES": None},
+            [],
+            "COORDINATOR_NATIVE_PYTHON, and it is not set",
+        ),
+        ({}, ["no-such-package>=2"], "it lacks no-such-package>=2"),
+        ({}, ["numpy"], None),
+    ],
+)
+async def test_what_its_artifact_says_is_looked_at_before_the_first_round(
+    native_env: dict[str, str],
+    broker_port: int,
+    channel: Channel,
+    push: Push,
+    data_store: str,
+    changed: dict[str, str | None],
+    dependencies: list[str],
+    reason: str | None,
+) -> None:
+    env = {name: value for name, value in {**native_env, **changed}.items() if value is not None}
+    await put_dataset(data_store, [{"x": [1, 2], "y": 1}])
+    async with coordinating(env) as http, answering(http, broker_port, channel) as fleet:
+        program = await push(native())
+        fleet.choose = lambda _start: {
+            "participants": ["p-1", "p-2"],
+            "program": program,
+            "requirements": {"dependencies": dependencies},
+        }
+        await submit(http, program=program, rounds=1, evaluate=CENTRAL, retries=0)
+        found = await in_state(http, "completed", "failed", timeout=60)
+        rounds = [(one["kind"], one["state"]) for one in await history(http)]
+    if reason is None:
+        assert (found["state"], rounds) == ("completed", [("train", "completed"), ("evaluate", "completed")])
+    else:
+        assert reason in found["reason"]
+        assert (found["state"], rounds) == ("failed", [("train", "failed")])
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"COORDINATOR_NATIVE_PYTHON": "/bin/python3"},
+            "say whose native programs the coordinator runs: COORDINATOR_NATIVE_REPOSITORIES=",
+        ),
+        (
+            {"COORDINATOR_NATIVE_REPOSITORIES": "ghcr.io/*"},
+            "name the interpreter that runs them, or unset that",
+        ),
+    ],
+)
+def test_an_interpreter_and_whose_programs_go_together(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, given: dict[str, str], text: str
+) -> None:
+    for name, value in {**env, **given}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="COORDINATOR_NATIVE_PYTHON.*" + re.escape(text)):
+        CoordinatorSettings.load()
 
 
 async def test_a_data_set_that_is_not_there(http: httpx.AsyncClient, data_store: str) -> None:

@@ -24,6 +24,7 @@ from propeller.process.retry import doubling, retry
 from propeller.protocol.evaluations import read_evaluation
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.models import LARGE_BYTES
+from propeller.protocol.requirements import Requirements
 from propeller.protocol.rounds import (
     DEFAULT_TIMEOUT_S,
     ChosenParticipants,
@@ -35,6 +36,7 @@ from propeller.protocol.task import encode_json
 from propeller.wasm.task_inputs import TENSORS_FILE, TaskInputs
 
 if TYPE_CHECKING:
+    from propeller.program_host.native_programs import NativePrograms
     from propeller.program_host.programs import ProgramHost
 
 T = TypeVar("T")
@@ -43,6 +45,12 @@ log = get_logger("coordinator")
 
 PARTICIPANT = "coordinator"
 """The participant of such a round."""
+
+NO_NATIVE = (
+    "evaluate.on: the coordinator evaluates native programs where whoever runs it sets COORDINATOR_NATIVE_PYTHON, and it is not set: "
+    'evaluate on devices (on = "devices")'
+)
+"""What is said of a native program where none runs."""
 
 _RETRY_DELAYS_S = doubling(0.2, 15.0)
 
@@ -93,6 +101,7 @@ class CentralEvaluations:
         registry: ModelRegistryClient,
         data_store: DataStoreClient | None,
         open_programs: "Callable[[], ProgramHost]",
+        native: "NativePrograms | None" = None,
     ) -> None:
         """Start nothing yet.
 
@@ -101,9 +110,10 @@ class CentralEvaluations:
             registry: has the models.
             data_store: has the data sets; without one there are no such rounds.
             open_programs: makes what runs programs; called by the first of these rounds.
+            native: which native programs that runs; ``None``: none.
         """
         self._rounds, self._registry, self._data_store = rounds, registry, data_store
-        self._open_programs = open_programs
+        self._open_programs, self._native = open_programs, native
         self._programs: ProgramHost | None = None
         self._running: dict[str, asyncio.Task[None]] = {}
         self._background = BackgroundTasks("coordinator")
@@ -130,6 +140,15 @@ class CentralEvaluations:
             )
         if not brings_dataset:
             await self._data_store.check(dataset)
+
+    def explain_native(self, spec: ExperimentSpec, program: str, required: Requirements) -> str | None:
+        """Why a native program that requires this cannot be evaluated here; ``None``: it can, or need not."""
+        if spec.evaluate is None or spec.evaluate.on != "central":
+            return None
+        if self._native is None:
+            return NO_NATIVE
+        reason = self._native.explain(program, required)
+        return reason and f"evaluate.on: the coordinator cannot evaluate this program: {reason}"
 
     def prepare(self, spec: ExperimentSpec) -> None:
         """Have the program of an experiment fetched and compiled, before its first evaluation needs it."""

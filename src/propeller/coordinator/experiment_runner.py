@@ -223,6 +223,9 @@ class ExperimentRunner:
         reason = chosen.failure if chosen.final else None
         if reason is None and chosen.functions is not None:
             reason = explain_missing_functions(active.record.spec, chosen.functions)
+        if reason is None and chosen.requirements is not None:
+            program = chosen.program or record.request.task_wasm_image
+            reason = self._central.explain_native(active.record.spec, program, chosen.requirements)
         if reason is None:
             return False
         await self.apply(active, CannotGoOn(steady_time(), reason))

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from propeller.coordinator.aggregation import Aggregation
 from propeller.coordinator.aggregator_client import AggregatorClient
 from propeller.coordinator.api import create_api
 from propeller.coordinator.base_models import BaseModels
-from propeller.coordinator.central_evaluation import CentralEvaluations, DataStoreClient
+from propeller.coordinator.central_evaluation import NO_NATIVE, CentralEvaluations, DataStoreClient
 from propeller.coordinator.experiment_store import ExperimentStore
 from propeller.coordinator.experiments import Experiments
 from propeller.coordinator.kept_updates import KeptUpdates
@@ -31,6 +32,7 @@ from propeller.web.auth import admission
 from propeller.web.server import bind_api, serve
 
 if TYPE_CHECKING:
+    from propeller.program_host.native_programs import NativePrograms
     from propeller.program_host.programs import ProgramHost
 
 REGISTRY_TIMEOUT_S, AGGREGATOR_TIMEOUT_S = 60.0, 600.0
@@ -41,10 +43,11 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
     """Coordinate rounds until ``stop`` is set, once it is the owner of its database.
 
     Raises:
-        StartError: a port, the database, the blobs or a file of signers cannot be had.
+        StartError: a port, the database, the blobs, a file of signers or the interpreter of native programs cannot be had.
     """
     bind = bind_api("coordinator", settings, settings.host, settings.port, "COORDINATOR_PORT")
     signers = Signers.read(settings.signers, "coordinator")
+    native = await asyncio.to_thread(_find_native, settings)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(owned(settings.database_place, "coordinator", stop))
         if database is None:
@@ -95,7 +98,8 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
             service,
             registry,
             await _open_data_store(settings, stack),
-            lambda: _open_programs(settings, signers),
+            lambda: _open_programs(settings, signers, native),
+            native,
         )
         experiments = Experiments(
             ExperimentStore(database),
@@ -148,10 +152,23 @@ async def _open_data_store(
     return DataStoreClient(await stack.enter_async_context(client))
 
 
-def _open_programs(settings: CoordinatorSettings, signers: Signers) -> "ProgramHost":
+def _find_native(settings: CoordinatorSettings) -> "NativePrograms | None":
+    if settings.native_python is None:
+        return None
+    from propeller.program_host.native_programs import NativePrograms  # for the few that run native programs
+
+    return NativePrograms.find(
+        "coordinator", settings.native_python, settings.native_repositories, [settings.state.absolute()]
+    )
+
+
+def _open_programs(
+    settings: CoordinatorSettings, signers: Signers, native: "NativePrograms | None"
+) -> "ProgramHost":
     # Here, as a coordinator without central evaluations has no use for a sandbox and a registry's client.
     from propeller.oci.reference import DefaultRegistry
     from propeller.program_host.programs import HostSettings, ProgramHost
+    from propeller.wasm.owners_limits import NATIVE_MEMORY_BYTES
     from propeller.wasm.program_run import Limits
 
     limits = Limits(
@@ -159,6 +176,8 @@ def _open_programs(settings: CoordinatorSettings, signers: Signers) -> "ProgramH
         memory_bytes=settings.program_memory,
         tensor_bytes=settings.program_tensor_bytes,
     )
+    if native is not None and "program_memory" not in settings.model_fields_set:
+        limits = replace(limits, memory_bytes=NATIVE_MEMORY_BYTES)
     credential = make_credential(
         settings.registry_username, settings.registry_password, settings.registry_token
     )
@@ -175,6 +194,8 @@ def _open_programs(settings: CoordinatorSettings, signers: Signers) -> "ProgramH
             make_allowed("coordinator", settings.registry_url, settings.allowed_registries),
             signers,
             settings.runtimes,
+            native=native,
+            native_help=NO_NATIVE,
         )
     )
 

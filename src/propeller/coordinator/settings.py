@@ -64,6 +64,11 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     program_memory: int = Field(512 * MIB, alias="COORDINATOR_PROGRAM_MEMORY", ge=MIB)
     program_tensor_bytes: int = Field(512 * MIB, alias="COORDINATOR_PROGRAM_TENSOR_BYTES", ge=1024)
 
+    native_repositories: str = Field("", alias="COORDINATOR_NATIVE_REPOSITORIES")
+    """Patterns of repositories, separated by commas, whose native programs run."""
+    native_python: Path | None = Field(None, alias="COORDINATOR_NATIVE_PYTHON", validate_default=True)
+    """The interpreter of native programs."""
+
     broker: str = Field("tcp://localhost:1883", alias="MQTT_BROKER")
     """``off`` for a coordinator without MQTT."""
     mqtt_id: str | None = Field(None, validation_alias=AliasChoices("MQTT_CLIENT_ID", "MQTT_ENTITY_ID"))
@@ -88,6 +93,20 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     def _is_an_address(cls, value: str) -> str:
         if value != NO_BROKER:
             BrokerAddress.parse(value)
+        return value
+
+    @field_validator("native_python")
+    @classmethod
+    def _says_whose(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        named = [part for part in info.data.get("native_repositories", "").split(",") if part.strip()]
+        if value is not None and not named and not info.data.get("signers"):
+            raise ValueError(
+                "say whose native programs the coordinator runs: COORDINATOR_NATIVE_REPOSITORIES=localhost:5000/*, or COORDINATOR_SIGNERS"
+            )
+        if value is None and named:
+            raise ValueError(
+                "COORDINATOR_NATIVE_REPOSITORIES is for native programs: name the interpreter that runs them, or unset that"
+            )
         return value
 
     @field_validator("client_key")

@@ -187,6 +187,7 @@ class RoundSelector:
             surplus=chosen.surplus,
             program=program.reference,
             functions=program.functions,
+            requirements=program.requirements,
             names={id_: known[id_] for id_ in chosen.ids},
             left_out=left_out,
         )

@@ -88,6 +88,8 @@ class Interpreter:
         readable: the folders and files that a task may read beside its own.
         threads: how many each task is to compute with.
         own_user: whether all of this can be read by a user that owns nothing.
+        version: the numbers of its version.
+        setting: the variable that named it, for errors.
     """
 
     command: Path
@@ -96,6 +98,7 @@ class Interpreter:
     threads: int = 1
     own_user: bool = True
     version: tuple[int, ...] = field(default=())
+    setting: str = SETTING
 
     @classmethod
     def find(
@@ -128,8 +131,8 @@ class Interpreter:
             inside = [one for one in libraries if folder.is_relative_to(Path(one).resolve())]
             if inside:
                 raise StartError(
-                    f"{setting}: {command} imports from {inside[0]}, which has the proplet's own {folder} in it: use an environment of "
-                    "its own (python -m venv), or put PROPLET_STATE elsewhere"
+                    f"{setting}: {command} imports from {inside[0]}, which has {folder} in it, whose files are no program's: use an "
+                    "environment of its own (python -m venv), or put that folder elsewhere"
                 )
         readable = [*libraries, *(one for one in _SYSTEM if os.path.exists(one))]  # noqa: PTH110
         needed = [str(command.resolve()), *libraries, *told["loaded"]]
@@ -144,6 +147,7 @@ class Interpreter:
             threads,
             all(map(_is_open, needed)),
             version,
+            setting,
         )
 
     def check(self, content: bytes) -> None:
@@ -157,11 +161,18 @@ class Interpreter:
         except NativeProgramError as error:
             raise ProgramError(str(error)) from None
         required = Requirements(python=program.requires_python, dependencies=list(program.dependencies))
-        if missing := lacking(required, self.python):
-            raise ProgramError(
-                f"{self.command}, the Python of native programs here, cannot run it: {missing}. Install that there, or name another "
-                f"interpreter ({SETTING})"
-            )
+        if reason := self.explain_lacking(required):
+            raise ProgramError(reason)
+
+    def explain_lacking(self, required: Requirements) -> str | None:
+        """Why it cannot run a program that requires this; ``None``: it can."""
+        missing = lacking(required, self.python)
+        if not missing:
+            return None
+        return (
+            f"{self.command}, the Python of native programs here, cannot run it: {missing}. Install that there, or name another "
+            f"interpreter ({self.setting})"
+        )
 
     def task(self, run: ProgramRun, folder: Path) -> ExecTask:
         """What the process of a run is to do: become this interpreter, with nothing of the proplet's environment."""

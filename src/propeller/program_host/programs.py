@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cachetools import LRUCache
 from structlog.typing import FilteringBoundLogger
@@ -28,9 +29,12 @@ from propeller.process.single_flight import SingleFlight
 from propeller.wasm.last_words import LastWords
 from propeller.wasm.layers import runtime_of
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
-from propeller.wasm.sandbox import Sandbox
+from propeller.wasm.sandbox import ON_DEVICES_ALONE, Sandbox
 from propeller.wasm.task_folders import TaskFolders
 from propeller.wasm.template_client import SandboxError
+
+if TYPE_CHECKING:
+    from propeller.program_host.native_programs import NativePrograms
 
 _MAX_KNOWN = 256
 _MAX_LINE_CHARACTERS = 2000
@@ -52,7 +56,9 @@ class HostSettings:
         allowed: the registries that programs may come from; any, if others than the user cannot name one.
         signers: of whom one must have signed a program, if there are any.
         runtimes: the folder of shared runtimes that were made on this machine, if programs are to find theirs there.
-        keeps_native: whether native programs are fetched, too, for one who has them run elsewhere: none runs here.
+        keeps_native: whether native programs are fetched, too, for one who has them run elsewhere.
+        native: whose native programs run here, and with what; ``None``: nobody's.
+        native_help: what to do where a program is a native one, and none runs here.
     """
 
     service: str
@@ -66,6 +72,8 @@ class HostSettings:
     signers: Signers | None = None
     runtimes: Path | None = None
     keeps_native: bool = False
+    native: "NativePrograms | None" = None
+    native_help: str = ON_DEVICES_ALONE
 
     @property
     def login_help(self) -> str:
@@ -185,6 +193,7 @@ class ProgramHost:
                             cache=settings.programs,
                             cache_bytes=settings.cache_bytes,
                             runtimes=settings.runtimes,
+                            native=None if settings.native is None else settings.native.interpreter,
                         )
                     )
                 except (SandboxError, ProgramError) as error:
@@ -234,6 +243,16 @@ class ProgramHost:
     async def _have(self, program: PinnedProgram) -> None:
         client, sandbox = await self._open()
         await self._fetches.run(program.digest, lambda: self._fetch(client, sandbox, program))
+        if sandbox.is_native(program.digest):
+            self._check_native(program.reference)
+
+    def _check_native(self, reference: str) -> None:
+        """Refuse a native program that nobody has allowed, also one that another sandbox with this cache has fetched."""
+        settings = self._settings
+        if settings.native is not None:
+            settings.native.check(reference)
+        elif not settings.keeps_native:
+            raise UnprocessableError(f"{reference}: {settings.native_help}")
 
     async def _prepare_early(self, program: PinnedProgram) -> None:
         try:
@@ -254,7 +273,5 @@ class ProgramHost:
                 return
             content = io.BytesIO()
             await client.fetch(Reference.parse(program.reference), digest, content)
-            keep = (
-                sandbox.keep if self._settings.keeps_native and is_native(content.getvalue()) else sandbox.add
-            )
+            keep = sandbox.keep if is_native(content.getvalue()) else sandbox.add
             await keep(digest, content.getvalue(), self._settings.limits)

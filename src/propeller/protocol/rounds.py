@@ -26,6 +26,7 @@ from propeller.protocol.bounds import UpdateBounds
 from propeller.protocol.finite import JsonObject, Path, format_path
 from propeller.protocol.ids import Id
 from propeller.protocol.models import SentModel
+from propeller.protocol.requirements import Requirements
 from propeller.protocol.selection import RoundKind, SelectionPolicy
 from propeller.protocol.task import Stage, TaskLimits, Text, empty_if_null
 from propeller.protocol.wire import (
@@ -434,6 +435,7 @@ class ChosenParticipants(Message):
         program: the reference by digest of what ``task_wasm_image`` names, if that could be found out.
         names: of the participants, by their ids: the coordinator knows no devices, and tells of them as people call them.
         functions: those that the program's artifact says it has, if it says so.
+        requirements: what the artifact of a native program says it requires; ``None``: it is none, or that is not known.
         left_out: which devices were left out, as they lack what the program requires, if there are such.
     """
 
@@ -446,6 +448,7 @@ class ChosenParticipants(Message):
     program: _Image | None = None
     names: DeviceNames | None = None
     functions: Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=100)] | None = None
+    requirements: Requirements | None = None
     final: bool | None = None
     left_out: Annotated[str, AfterValidator(_truncated)] | None = None
 

@@ -195,8 +195,10 @@ def simulate(
             return find_program(given, folder, lambda reference: program_host().fetch(reference), field)
 
         found = find(spec.program if program is None else program, "program")
-        if found.is_native:
-            _check_native_use(experiment, described)
+        if found.is_native and described.ray is not None:
+            raise InvalidError(
+                "ray: a native program is simulated on this machine alone, whose interpreter is known: leave ray out"
+            )
         limits = owners_limits(Limits(), native=found.is_native).lowered(spec.limits)
         cluster = None if described.ray is None else stack.enter_context(connect(described.ray))
         aggregator: RoundAggregator | None = None
@@ -240,23 +242,6 @@ def simulate(
         )
         ended.run()
     return Simulation(ended, fleet, time.monotonic() - began)
-
-
-def _check_native_use(experiment: Experiment, described: SimulationSpec) -> None:
-    """See that a native program is asked for nothing that none does.
-
-    Raises:
-        InvalidError: it is.
-    """
-    if described.ray is not None:
-        raise InvalidError(
-            "ray: a native program is simulated on this machine alone, whose interpreter is known: leave ray out"
-        )
-    evaluate = experiment.spec.evaluate
-    if evaluate is not None and evaluate.on == "central":
-        raise InvalidError(
-            'evaluate.on: a native program is evaluated on devices alone, here as on a fleet: on = "devices"'
-        )
 
 
 @contextlib.contextmanager

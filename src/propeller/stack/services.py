@@ -119,10 +119,12 @@ def _coordinator(stack: StackConfig, process: str) -> dict[str, str]:
         **_signers("COORDINATOR"),
         "COORDINATOR_PROGRAM_CACHE": _programs(stack),
         **_runtimes(),
+        **_native_evaluations(stack),
         **inherited(
             "COORDINATOR_CACHE_BYTES",
             "COORDINATOR_KEEP_*",
             "COORDINATOR_MAX_*",
+            "COORDINATOR_NATIVE_*",
             "COORDINATOR_PROGRAM_*",
             "DOCKER_CONFIG",
         ),
@@ -177,6 +179,22 @@ def _proxy(stack: StackConfig, process: str) -> dict[str, str]:
     }
 
 
+def _own_repositories(stack: StackConfig) -> list[str]:
+    """Patterns of the repositories of the stack's own registry."""
+    hosts = dict.fromkeys((HOST, "localhost", stack.outside(HOST)))
+    return [f"{host}:{stack.ports['oci-registry']}/*" for host in hosts]
+
+
+def _native_evaluations(stack: StackConfig) -> dict[str, str]:
+    """Has the coordinator evaluate the native programs that proplets here run, unless a policy says whose these are: it has no policy."""
+    if stack.native_python is None or os.environ.get("PROPLET_POLICY"):
+        return {}
+    return {
+        "COORDINATOR_NATIVE_PYTHON": str(stack.native_python),
+        "COORDINATOR_NATIVE_REPOSITORIES": ",".join(_own_repositories(stack)),
+    }
+
+
 def _native(stack: StackConfig) -> dict[str, str]:
     """Has the proplets here run native programs of the stack's own registry, or those that the policy of the environment names."""
     if stack.native_python is None:
@@ -185,12 +203,8 @@ def _native(stack: StackConfig) -> dict[str, str]:
 
     policy = os.environ.get("PROPLET_POLICY")
     if not policy:
-        port = stack.ports["oci-registry"]
-        hosts = dict.fromkeys((HOST, "localhost", stack.outside(HOST)))
         policy = str(stack.folder.folder / NATIVE_POLICY)
-        write_native_policy(
-            Path(policy), [f"{host}:{port}/*" for host in hosts], "propeller up --native-python"
-        )
+        write_native_policy(Path(policy), _own_repositories(stack), "propeller up --native-python")
     return {"PROPLET_NATIVE_PYTHON": str(stack.native_python), "PROPLET_POLICY": policy}
 
 
