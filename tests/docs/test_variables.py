@@ -6,9 +6,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from docs.test_reference import BESIDE_SETTINGS, names_of, section, spans
-from propeller.stack.misspelt_variables import warn_of_misspelt_variables
 from propeller.stack.services import SERVICES, find_service
-from propeller.stack.unsupported_variables import MANAGER, warn_of_unsupported_variables
+from propeller.stack.unread_variables import (
+    MANAGER,
+    warn_of_misspelt_variables,
+    warn_of_unsupported_variables,
+)
 
 _IDENTITY = "DOMAIN_ID CHANNEL_ID CLIENT_ID CLIENT_KEY TENANT_ID ENTITY_ID API_KEY"
 _TLS = "MQTT_TLS_CA_CERT MQTT_TLS_CLIENT_CERT MQTT_TLS_CLIENT_KEY MQTT_TLS_INSECURE_SKIP_VERIFY"

@@ -9,9 +9,8 @@ from propeller.process import logs
 from propeller.process.files import keep_private
 from propeller.process.run import run
 from propeller.process.settings import LogSettings, SettingsError
-from propeller.stack.misspelt_variables import warn_of_misspelt_variables
 from propeller.stack.services import find_service
-from propeller.stack.unsupported_variables import warn_of_unsupported_variables
+from propeller.stack.unread_variables import warn_of_misspelt_variables, warn_of_unsupported_variables
 
 PARENT_FD = "PROPELLER_PARENT_FD"
 """Environment variable: a pipe's end; when it closes, the process that started this one is gone."""

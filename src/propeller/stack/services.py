@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from propeller.errors import StartError
-from propeller.stack import unsupported_variables
+from propeller.stack import unread_variables
 from propeller.stack.config import HOST, StackConfig
 from propeller.stack.service_spec import Port, ServiceSpec, Stage, host_variables, inherited
 from propeller.wasm.runtimes import runtimes_folder
@@ -268,7 +268,7 @@ SERVICES = (
         _manager,
         "MANAGER_HTTP_HOST",
         client="manager",
-        unsupported=unsupported_variables.MANAGER,
+        unsupported=unread_variables.MANAGER,
     ),
     ServiceSpec(
         "coordinator",
@@ -329,7 +329,7 @@ SERVICES = (
         _proxy,
         "PROXY_HTTP_HOST",
         client="proxy",
-        unsupported=unsupported_variables.PROXY,
+        unsupported=unread_variables.PROXY,
     ),
     ServiceSpec(
         "proplet",
@@ -338,7 +338,7 @@ SERVICES = (
         Stage.DEVICES,
         environment=_proplet,
         forked=False,
-        unsupported=unsupported_variables.PROPLET,
+        unsupported=unread_variables.PROPLET,
     ),
 )
 
