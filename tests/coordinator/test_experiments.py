@@ -827,7 +827,7 @@ async def test_a_strategy_that_was_removed_fails_its_experiment(
     def lost(*_given: Any) -> None:
         raise InvalidError("strategy: there is no 'fedmedian' any more")
 
-    for module in ("propeller.coordinator.experiment_rounds", "propeller.fl.experiment.strategy"):
+    for module in ("propeller.coordinator.experiment_rounds", "propeller.fl.experiment.needs"):
         monkeypatch.setattr(f"{module}.read_strategy", lost)
     async with coordinating(env) as http:
         found = await in_state(http, "failed")

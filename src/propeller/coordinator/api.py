@@ -12,11 +12,11 @@ from propeller.coordinator.large_updates import LargeUpdates
 from propeller.coordinator.request_schemas import request_body
 from propeller.coordinator.service import Coordinator
 from propeller.coordinator.settings import GIB
-from propeller.coordinator.strategy_routes import strategy_routes
 from propeller.coordinator.telemetry import CoordinatorMetrics
 from propeller.coordinator.updates import ReceivedUpdate, decode_update
 from propeller.coordinator.verification import Verification
-from propeller.errors import InvalidError, RefusedError, TooLargeError
+from propeller.errors import InvalidError, NotFoundError, RefusedError, TooLargeError
+from propeller.fl.strategies import StrategyLoadError, UnknownStrategyError, describe_strategy, strategy_names
 from propeller.fl.tensors import SAFETENSORS, media_type
 from propeller.process.audit import note
 from propeller.process.logs import get_logger
@@ -115,7 +115,7 @@ def create_api(
     )  # first, as routes are tried in turn
     app.include_router(_control_routes(service, experiments))
     app.include_router(experiment_routes(experiments))
-    app.include_router(strategy_routes())
+    app.include_router(_strategy_routes())
     app.include_router(_round_routes(service))
     app.include_router(_verification_routes(verification))
     return app
@@ -259,6 +259,32 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         return await read_body(request, max_bytes, "COORDINATOR_MAX_BYTES")
     except TooLargeError as error:
         raise TooLargeError(f"{error}: send a large update as {SAFETENSORS}") from None
+
+
+def _strategy_routes() -> Router:
+    """What experiments can name."""
+    router = Router(prefix="/strategies")
+
+    @router.get("")
+    async def list_strategies() -> dict[str, Any]:
+        return {"strategies": [_describe_strategy(name) for name in strategy_names()]}
+
+    @router.get("/{name}")
+    async def detail(name: str) -> dict[str, Any]:
+        try:
+            return describe_strategy(name).to_json()
+        except UnknownStrategyError as error:
+            raise NotFoundError(str(error)) from None
+
+    return router
+
+
+def _describe_strategy(name: str) -> dict[str, Any]:
+    """A strategy; of one whose package cannot be loaded why."""
+    try:
+        return describe_strategy(name).to_json()
+    except StrategyLoadError as error:
+        return {"name": name, "error": str(error)}
 
 
 def _round_routes(service: Coordinator) -> Router:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.errors import InvalidError
-from propeller.fl.experiment.strategy import check_strategy
+from propeller.fl.experiment.needs import check_strategy
 from propeller.fl.strategies import Contribution, UpdateError, aggregate, create_strategy
 from propeller.fl.tensors import Array, TensorError, Tensors
 from propeller.protocol.experiments import ExperimentSpec

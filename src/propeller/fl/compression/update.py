@@ -16,7 +16,6 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from propeller.fl.compression.description import CompressedTensor, Description
-from propeller.fl.compression.integers import exact_difference
 from propeller.fl.compression.scheme import Scheme
 from propeller.fl.compression.tensor import (
     Difference,
@@ -28,11 +27,13 @@ from propeller.fl.compression.tensor import (
 )
 from propeller.fl.compression.values import random_source
 from propeller.fl.tensors.base import Specs, Tensors, TensorSpec, check_shapes, specs_of
-from propeller.fl.tensors.dtypes import DTYPES, Array, is_floating, is_integer, name_of
+from propeller.fl.tensors.dtypes import DTYPES, Array, is_floating, is_integer, name_of, without_loss
 from propeller.tensors.shapes import TensorError
 
 _VALUES, _SCALES, _GAPS = "@values/", "@scales/", "@gaps/"
 _RESERVED = (_VALUES, _SCALES, _GAPS)
+_MAX_DIFFERENCE = 2**63 - 1
+"""The largest difference of integers, in int64."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -100,7 +101,7 @@ def encode_update(
         check_shapes({name: array}, {name: of_base.shape})
         if not is_floating(of_base.dtype):
             exact = is_difference or not is_integer(of_base.dtype)
-            sent[name] = array if exact else _naming(name, exact_difference, array, of_base)
+            sent[name] = array if exact else _naming(name, _exact_difference, array, of_base)
             continue
         dtype = working_dtype(of_base.dtype)
         before = (residual or {}).get(name)
@@ -208,3 +209,30 @@ def _naming(name: str, do: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
         return do(*args, **kwargs)
     except TensorError as error:
         raise TensorError(str(error), name) from None
+
+
+def _exact_difference(values: Array, base: Array) -> Array:
+    """``values - base`` of integers, in the base model's dtype if that holds it, else in int64.
+
+    Numbers of floating point are rounded to integers first, as every strategy does it.
+
+    Raises:
+        TensorError: a number is none of the base model's dtype, or a difference is beyond int64.
+    """
+    whole = without_loss(np.rint(values) if is_floating(values.dtype) else values, base.dtype)
+    if whole is None:
+        raise TensorError(f"holds a number that {name_of(base.dtype)}, the base model's dtype, does not")
+    wide = np.uint64 if base.dtype == DTYPES["U64"] else np.int64
+    first, second = whole.astype(wide), base.astype(wide)
+    below = first < second
+    with np.errstate(over="ignore"):  # modulo 2**64 the smaller from the larger is right
+        gap = np.where(
+            below,
+            second.view(np.uint64) - first.view(np.uint64),
+            first.view(np.uint64) - second.view(np.uint64),
+        )
+    if gap.size and gap.max() > _MAX_DIFFERENCE:
+        raise TensorError("differs from the base model by more than int64 holds")
+    difference = np.where(below, -gap.astype(np.int64), gap.astype(np.int64))
+    narrow = without_loss(difference, base.dtype)
+    return difference if narrow is None else narrow

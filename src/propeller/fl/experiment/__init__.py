@@ -37,11 +37,15 @@ from propeller.fl.experiment.events import (
     Transition,
     WaveChanged,
 )
-from propeller.fl.experiment.functions import explain_missing_functions
 from propeller.fl.experiment.machine import refusal, resume, step
+from propeller.fl.experiment.needs import (
+    check_names,
+    check_strategy,
+    explain_missing_functions,
+    fewest_updates,
+)
 from propeller.fl.experiment.requests import MergedUpdate, MergeRequest, RoundRequest, round_id, wave_id
 from propeller.fl.experiment.state import Best, BufferedUpdate, Experiment, ExperimentState, OpenRound, Wave
-from propeller.fl.experiment.strategy import check_names, check_strategy, fewest_updates
 
 __all__ = [
     "Admitted",

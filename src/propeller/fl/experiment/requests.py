@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from propeller.fl.experiment.needs import fewest_updates, needs_device_state
 from propeller.fl.experiment.state import BufferedUpdate, Experiment, OpenRound, Wave
-from propeller.fl.experiment.strategy import fewest_updates, needs_device_state
 from propeller.fl.schedules import resolve_hyperparams
 from propeller.protocol.selection import RoundKind, SelectionPolicy
 

@@ -1,4 +1,4 @@
-"""What an experiment's strategy asks of its rounds."""
+"""What an experiment needs: of its rounds and its model, for its strategy; and of its program."""
 
 from collections.abc import Collection
 
@@ -63,6 +63,25 @@ def check_names(spec: ExperimentSpec, names: Collection[str]) -> None:
     strategy = _built_in(spec)
     if strategy is not None:
         strategy.check_names(names)
+
+
+def explain_missing_functions(spec: ExperimentSpec, functions: Collection[str]) -> str | None:
+    """Why a program cannot be used in an experiment; ``None`` if it has what is asked for.
+
+    Args:
+        spec: what was asked for.
+        functions: those that the program's artifact says it has.
+    """
+    if "train" not in functions:
+        return (
+            f"program: {spec.program} has no function for training: mark one with @train of propeller.program"
+        )
+    if spec.evaluate is not None and "evaluate" not in functions:
+        return (
+            f"evaluate: {spec.program} has no function for evaluations: mark one with @evaluate of propeller.program, build "
+            "and push it again, or leave evaluate out"
+        )
+    return None
 
 
 def _installed(spec: ExperimentSpec) -> Strategy | None:
