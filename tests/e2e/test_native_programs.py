@@ -56,12 +56,13 @@ def test_scikit_learn_learns_on_three_devices(up: Up, example: Path) -> None:
         assert ran["state"] == "completed", ran
         handle = fl.experiment(ran["id"])
         history, model = handle.history(), handle.model()
-    scores = [one["metrics"]["accuracy"] for one in history if one.get("kind") == "evaluate"]
-    assert scores, json.dumps(history)[:2000]
-    assert scores[-1] > 0.85
+    [measured] = [one for one in history if one.get("kind") == "evaluate"]
+    samples = len(json.loads((example / "data" / "test.json").read_text())["data"])
+    assert (measured["participants"], measured["num_samples"]) == (["coordinator"], samples)
+    assert measured["metrics"]["accuracy"] > 0.85
 
     shown = run(example, "simulate", "experiment.toml", "--out", "result", *fewer).stdout
-    assert "completed: 3 rounds, 12 tasks" in shown, shown
+    assert "completed: 3 rounds, 10 tasks" in shown, shown
     simulated, _ = from_safetensors((example / "result" / "latest.safetensors").read_bytes())
     assert simulated.keys() == model.keys()
     for name, tensor in model.items():
@@ -69,31 +70,3 @@ def test_scikit_learn_learns_on_three_devices(up: Up, example: Path) -> None:
         assert (same.dtype, same.tobytes()) == (tensor.dtype, tensor.tobytes()), name
     told = json.loads((example / "result" / "history.json").read_text())["rounds"]
     assert [one["metrics"] for one in told] == [one["metrics"] for one in history]
-
-
-def test_the_coordinator_evaluates_it_too(up: Up, example: Path) -> None:
-    text = (example / "experiment.toml").read_text()
-    for before, after in (
-        ('name = "scikit-learn"', 'name = "central"'),
-        ("rounds = 8", "rounds = 1"),
-        ("every = 8", 'on = "central"\ndataset = "test"\nevery = 1'),
-        (
-            'files = ["data/1.json", "data/2.json", "data/3.json"]',
-            'files = { proplet-1 = "data/1.json", proplet-2 = "data/2.json", proplet-3 = "data/3.json", test = "data/3.json" }',
-        ),
-    ):
-        assert before in text
-        text = text.replace(before, after)
-    (example / "central.toml").write_text(text)
-    run(example, "run", "central.toml", "--state", "../.propeller")
-    with Propeller.from_state(up.folder) as fl:
-        [ran] = fl.experiments(name="central")
-        assert ran["state"] == "completed", ran
-        [_trained, measured] = fl.experiment(ran["id"]).history()
-    samples = len(json.loads((example / "data" / "3.json").read_text())["data"])
-    assert (measured["participants"], measured["num_samples"]) == (["coordinator"], samples)
-    assert measured["metrics"]["accuracy"] > 0.5
-
-    run(example, "simulate", "central.toml", "--out", "measured")
-    told = json.loads((example / "measured" / "history.json").read_text())["rounds"]
-    assert told[-1]["metrics"] == measured["metrics"]
