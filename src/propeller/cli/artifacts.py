@@ -3,22 +3,21 @@
 import asyncio
 import io
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from propeller.cli.connection import Target, read_password
+from propeller.cli.connection import read_password
 from propeller.cli.prefetch import prefetch_program
+from propeller.cli.registry_access import RegistryAccess
 from propeller.cli.terminal import Terminal
-from propeller.errors import PropellerError, StartError
+from propeller.errors import StartError
 from propeller.native_program import NATIVE_ENDING, is_native
 from propeller.oci.client import Artifact, RegistryClient
-from propeller.oci.credentials import Login, logins_for
 from propeller.oci.manifest import HEAD_BYTES, artifact_type
-from propeller.oci.reference import DefaultRegistry, Reference, Registry
+from propeller.oci.reference import Reference
 from propeller.oci.signatures import Signature
 from propeller.process.files import write_durably
 from propeller.protocol.programs import WASM_MAGIC
@@ -30,31 +29,15 @@ from propeller.wasm.runtimes import keep_runtime, runtime_file, runtimes_folder
 if TYPE_CHECKING:
     from propeller.oci.signing import SigningKey
 
-USERNAME, PASSWORD = "ORAS_USER", "ORAS_PASSWORD"
-"""Environment variables of a login, as the guide of absmach/propeller sets them for ``oras push``."""
-
-_LOGIN_HELP = (
-    "give -u NAME --password-stdin, or log in with `docker login {host}` first (GHCR: your user name in lower case, and a "
-    "token with write:packages to push, read:packages to pull)"
-)
-
-
 KEY_PASSWORD = "COSIGN_PASSWORD"  # noqa: S105 - its name
 """The environment variable with the password of a private key, as cosign has it."""
-
-
-_UNNAMED = DefaultRegistry(Registry("unnamed.invalid"))
-"""Stands for the registry of a reference that names none."""
 
 
 def run_push(
     file: Path,
     reference: str,
+    access: RegistryAccess,
     *,
-    username: str | None,
-    password_stdin: bool,
-    plain_http: bool,
-    target: Target,
     key_file: Path | None = None,
     prefetch: bool = False,
 ) -> None:
@@ -67,15 +50,13 @@ def run_push(
     """
     _check_program(file)
     key = None if key_file is None else read_key(key_file)
-    given, size = _login(username, password_stdin=password_stdin), file.stat().st_size
     content = file.read_bytes()
     runtime = runtime_for(file, content)
 
     async def push() -> tuple[Reference, Artifact]:
-        parsed, login = _find(reference, given, target, plain_http=plain_http)
-        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
+        async with access.open(reference) as (parsed, registry):
             with _progress() as progress:
-                task = progress.add_task(f"pushing {file.name}", total=size)
+                task = progress.add_task(f"pushing {file.name}", total=len(content))
                 artifact = await registry.push(
                     parsed,
                     file,
@@ -98,7 +79,7 @@ def run_push(
         print(f"Signed with {key_file}")
     if prefetch:
         digest = f"{pushed.registry.host}/{pushed.repository}@{artifact.digest}"
-        with target.connect() as fl:
+        with access.target.connect() as fl:
             prefetch_program(fl, digest, Terminal())
 
 
@@ -128,11 +109,7 @@ def key_password(file: Path, *, twice: bool = False) -> bytes:
 def run_sign(
     reference: str,
     key_file: Path,
-    *,
-    username: str | None,
-    password_stdin: bool,
-    plain_http: bool,
-    target: Target,
+    access: RegistryAccess,
 ) -> None:
     """Sign what a reference names now.
 
@@ -140,11 +117,10 @@ def run_sign(
         OciError: with the cause and the remedy.
         StartError: the key cannot be used, or half a login was given.
     """
-    key, given = read_key(key_file), _login(username, password_stdin=password_stdin)
+    key = read_key(key_file)
 
     async def sign() -> tuple[Reference, Artifact]:
-        parsed, login = _find(reference, given, target, plain_http=plain_http)
-        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
+        async with access.open(reference) as (parsed, registry):
             artifact = await registry.resolve(parsed)
             await _sign(registry, parsed, artifact.digest, key)
         return parsed, artifact
@@ -156,11 +132,7 @@ def run_sign(
 def run_verify(
     reference: str,
     key_files: Sequence[Path],
-    *,
-    username: str | None,
-    password_stdin: bool,
-    plain_http: bool,
-    target: Target,
+    access: RegistryAccess,
 ) -> None:
     """Verify that one of some keys has signed what a reference names now; print which, and what the program may do.
 
@@ -172,11 +144,9 @@ def run_verify(
     from propeller.oci.signing import PublicKey, verify
 
     keys = [PublicKey.read(file, "--key") for file in key_files]
-    given = _login(username, password_stdin=password_stdin)
 
     async def fetch() -> tuple[Reference, Artifact, bytes, list[Signature]]:
-        parsed, login = _find(reference, given, target, plain_http=plain_http)
-        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
+        async with access.open(reference) as (parsed, registry):
             artifact, content = await registry.pull(parsed)
             if artifact.runtime is not None and runtime_of(content) == artifact.runtime.digest:
                 sink = io.BytesIO()  # that has the imports
@@ -198,11 +168,7 @@ async def _sign(registry: RegistryClient, reference: Reference, digest: str, key
 def run_pull(
     reference: str,
     output: Path | None,
-    *,
-    username: str | None,
-    password_stdin: bool,
-    plain_http: bool,
-    target: Target,
+    access: RegistryAccess,
 ) -> None:
     """Pull a program to a file.
 
@@ -210,11 +176,9 @@ def run_pull(
         OciError: with the cause and the remedy.
         StartError: the file cannot be written, or half a login was given.
     """
-    given = _login(username, password_stdin=password_stdin)
 
     async def pull() -> tuple[Path, Artifact]:
-        parsed, login = _find(reference, given, target, plain_http=plain_http)
-        async with RegistryClient(logins_for(parsed.registry, login), login_help=_LOGIN_HELP) as registry:
+        async with access.open(reference) as (parsed, registry):
             with _progress() as progress:
                 task = progress.add_task(f"pulling {parsed.repository}", total=None)
                 artifact, content = await registry.pull(
@@ -250,40 +214,6 @@ def _check_program(file: Path) -> None:
         raise StartError(
             f"{file} is not a Wasm module: it does not begin with \\0asm; nor a native program: build it first (docs/programs.md)"
         )
-
-
-def _find(
-    text: str, login: Login | None, target: Target, *, plain_http: bool
-) -> tuple[Reference, Login | None]:
-    """A reference, and who asks its registry; one that names no registry is in that of the stack, where experiments look for it."""
-    parsed = Reference.parse(text, _UNNAMED)
-    if parsed.registry != _UNNAMED.registry:
-        return Reference.parse(f"http://{text}" if plain_http and "://" not in text else text), login
-    try:
-        registry, own = target.registry()
-    except PropellerError as error:
-        raise StartError(
-            f"{text} names no registry, and so would be in that of the stack, but {error}; or write it with its registry, as "
-            f"localhost:5000/{text}, or docker.io/library/{text} for Docker Hub's"
-        ) from None
-    return Reference.parse(text, registry), login or (None if own is None else Login(*own))
-
-
-def _login(username: str | None, *, password_stdin: bool) -> Login | None:
-    """The login given on the command line, else that of the environment."""
-    if username is None and not password_stdin:
-        name, password = os.environ.get(USERNAME), os.environ.get(PASSWORD)
-        return Login(name, password) if name and password else None
-    if username is None or not password_stdin:
-        raise StartError(
-            "give --username and --password-stdin together: echo $PASSWORD | propeller push … -u NAME --password-stdin"
-        )
-    password = sys.stdin.readline().rstrip("\r\n")
-    if not password:
-        raise StartError(
-            "--password-stdin: no password came on standard input; is the variable set that you echo?"
-        )
-    return Login(username, password)
 
 
 def _progress() -> Progress:

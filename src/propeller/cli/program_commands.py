@@ -7,18 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from propeller.cli.options import (
-    DEFAULT_STATE,
-    PasswordOption,
-    PlainHttpOption,
-    RegistryStateOption,
-    RegistryUrlOption,
-    UsernameOption,
-)
+from propeller.cli.options import for_registry
 from propeller.errors import StartError
 
 if TYPE_CHECKING:
-    pass
+    from propeller.cli.registry_access import RegistryAccess
 
 
 class TryMode(StrEnum):
@@ -29,14 +22,10 @@ class TryMode(StrEnum):
     AGGREGATE = "aggregate"
 
 
+@for_registry
 def push(
     file: Annotated[Path, typer.Argument(help="A Wasm file.")],
     reference: Annotated[str, typer.Argument(metavar="REF", help="Destination: registry/name:tag.")],
-    username: UsernameOption = None,
-    password_stdin: PasswordOption = False,
-    plain_http: PlainHttpOption = False,
-    state: RegistryStateOption = DEFAULT_STATE,
-    url: RegistryUrlOption = None,
     sign: Annotated[
         Path | None,
         typer.Option(metavar="KEY", help="Sign it with this private key, as 'propeller signature add' does."),
@@ -45,23 +34,16 @@ def push(
         bool,
         typer.Option("--prefetch", help="Then have every device fetch and compile it, and wait for that."),
     ] = False,
+    *,
+    access: "RegistryAccess",
 ) -> None:
     """Push a program to an OCI registry, as 'oras push REF FILE:application/wasm' does."""
     from propeller.cli.artifacts import run_push
-    from propeller.cli.connection import Target
 
-    run_push(
-        file,
-        reference,
-        username=username,
-        password_stdin=password_stdin,
-        plain_http=plain_http,
-        target=Target(state, (url,) if url else ()),
-        key_file=sign,
-        prefetch=prefetch,
-    )
+    run_push(file, reference, access, key_file=sign, prefetch=prefetch)
 
 
+@for_registry
 def pull(
     reference: Annotated[
         str, typer.Argument(metavar="REF", help="Source: registry/name:tag or name@sha256:….")
@@ -69,24 +51,13 @@ def pull(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file to write (default: NAME.wasm).")
     ] = None,
-    username: UsernameOption = None,
-    password_stdin: PasswordOption = False,
-    plain_http: PlainHttpOption = False,
-    state: RegistryStateOption = DEFAULT_STATE,
-    url: RegistryUrlOption = None,
+    *,
+    access: "RegistryAccess",
 ) -> None:
     """Pull a program from an OCI registry and check its digest."""
     from propeller.cli.artifacts import run_pull
-    from propeller.cli.connection import Target
 
-    run_pull(
-        reference,
-        output,
-        username=username,
-        password_stdin=password_stdin,
-        plain_http=plain_http,
-        target=Target(state, (url,) if url else ()),
-    )
+    run_pull(reference, output, access)
 
 
 def new(

@@ -1,18 +1,14 @@
 """``propeller signature …``: keys that sign programs, and signatures in cosign's format."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from propeller.cli.options import (
-    DEFAULT_STATE,
-    PasswordOption,
-    PlainHttpOption,
-    RegistryStateOption,
-    RegistryUrlOption,
-    UsernameOption,
-)
+from propeller.cli.options import for_registry
+
+if TYPE_CHECKING:
+    from propeller.cli.registry_access import RegistryAccess
 
 commands = typer.Typer(name="signature", help="Sign programs, and verify who has.", no_args_is_help=True)
 
@@ -45,51 +41,31 @@ def make_key(
 
 
 @commands.command()
+@for_registry
 def add(
     reference: ReferenceArgument,
     key: Annotated[Path, typer.Option(metavar="KEY", help="The private key.")],
-    username: UsernameOption = None,
-    password_stdin: PasswordOption = False,
-    plain_http: PlainHttpOption = False,
-    state: RegistryStateOption = DEFAULT_STATE,
-    url: RegistryUrlOption = None,
+    *,
+    access: "RegistryAccess",
 ) -> None:
     """Sign a program that is in a registry, as 'cosign sign --key' does."""
     from propeller.cli.artifacts import run_sign
-    from propeller.cli.connection import Target
 
-    run_sign(
-        reference,
-        key,
-        username=username,
-        password_stdin=password_stdin,
-        plain_http=plain_http,
-        target=Target(state, (url,) if url else ()),
-    )
+    run_sign(reference, key, access)
 
 
 @commands.command()
+@for_registry
 def verify(
     reference: ReferenceArgument,
     key: Annotated[
         list[Path],
         typer.Option(metavar="PUB", help="A public key, one of which must have signed; repeatable."),
     ],
-    username: UsernameOption = None,
-    password_stdin: PasswordOption = False,
-    plain_http: PlainHttpOption = False,
-    state: RegistryStateOption = DEFAULT_STATE,
-    url: RegistryUrlOption = None,
+    *,
+    access: "RegistryAccess",
 ) -> None:
     """Verify who has signed a program, and show what it may do."""
     from propeller.cli.artifacts import run_verify
-    from propeller.cli.connection import Target
 
-    run_verify(
-        reference,
-        key,
-        username=username,
-        password_stdin=password_stdin,
-        plain_http=plain_http,
-        target=Target(state, (url,) if url else ()),
-    )
+    run_verify(reference, key, access)
