@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from propeller.digests import digest_of
 from propeller.native.build import native_program
@@ -29,6 +29,7 @@ from support.native_programs import (
     MODEL,
     compile_libraries,
     interpreter,
+    python_with,
     run_native,
     training,
 )
@@ -211,6 +212,37 @@ async def test_a_library_that_starts_threads_is_not_forked(tmp_path: Path) -> No
         assert sandbox.native_template_pid is None
 
 
+STARTS = """
+import threading, time
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+"""
+"""A package with a thread after its import, as JAX's backend has them: no fork keeps it."""
+
+
+async def test_one_that_has_a_thread_after_its_imports_is_not_forked_and_the_log_says_why_once(
+    tmp_path: Path,
+) -> None:
+    python = python_with(tmp_path / "python", starts=STARTS)
+    said: list[str] = []
+    script = training(
+        "print(os.getppid(), threading.active_count())\nreturn Update(model, 1)",
+        "import os, starts, threading",
+    )
+    with capture_logs() as logs:
+        async with Sandbox(tmp_path / "sandbox", native=python) as sandbox:
+            for _ in range(2):
+                outcome = await run_native(
+                    sandbox, script, dependencies=("starts",), imports=("starts",), on_stderr=said.append
+                )
+                assert outcome.error is None, said
+            assert said == [f"{sandbox.template_pid} 2"] * 2
+            assert sandbox.native_template_pid is None
+    reasons = [
+        line["reason"] for line in logs if line["event"] == "tasks of the program start an interpreter each"
+    ]
+    assert reasons == ["2 threads after the import of starts"]
+
+
 async def test_without_room_for_both_each_task_has_an_interpreter_and_is_confined_likewise(
     tmp_path: Path,
 ) -> None:
@@ -268,24 +300,6 @@ async def test_none_is_started_once_they_are_closed(tmp_path: Path) -> None:
     stopped = asyncio.get_running_loop().create_future()
     async with templates.taken(("sha256:0", 1), command, stopped) as client:
         assert client is None
-
-
-def python_with(folder: Path, **packages: str) -> Interpreter:
-    """The tests' interpreter with packages of this text beside its own."""
-    own = interpreter().command
-    asked = "import sysconfig, json, numpy, os; print(json.dumps([sysconfig.get_path('purelib'), os.path.dirname(os.path.dirname(numpy.__file__))]))"
-    found = json.loads(subprocess.run([own, "-I", "-c", asked], check=True, capture_output=True).stdout)
-    subprocess.run([own, "-m", "venv", "--without-pip", folder], check=True)
-    [installed] = folder.glob("lib/python*/site-packages")
-    (installed / "others.pth").write_text("\n".join(found))
-    for name, text in packages.items():
-        (installed / f"{name}.py").write_text(text)
-        (installed / f"{name}-1.0.dist-info").mkdir()
-        (installed / f"{name}-1.0.dist-info" / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
-        )
-        (installed / f"{name}-1.0.dist-info" / "top_level.txt").write_text(f"{name}\n")
-    return Interpreter.find(folder / "bin" / "python")
 
 
 STAYS = """

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import stat
@@ -74,6 +75,24 @@ async def run_native(
         state=state,
     )
     return await sandbox.run(run, on_stderr)
+
+
+def python_with(folder: Path, **packages: str) -> Interpreter:
+    """The tests' interpreter with packages of this text beside its own."""
+    own = interpreter().command
+    asked = "import sysconfig, json, numpy, os; print(json.dumps([sysconfig.get_path('purelib'), os.path.dirname(os.path.dirname(numpy.__file__))]))"
+    found = json.loads(subprocess.run([own, "-I", "-c", asked], check=True, capture_output=True).stdout)
+    subprocess.run([own, "-m", "venv", "--without-pip", folder], check=True)
+    [installed] = folder.glob("lib/python*/site-packages")
+    (installed / "others.pth").write_text("\n".join(found))
+    for name, text in packages.items():
+        (installed / f"{name}.py").write_text(text)
+        (installed / f"{name}-1.0.dist-info").mkdir()
+        (installed / f"{name}-1.0.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+        )
+        (installed / f"{name}-1.0.dist-info" / "top_level.txt").write_text(f"{name}\n")
+    return Interpreter.find(folder / "bin" / "python")
 
 
 @contextlib.contextmanager

@@ -231,6 +231,7 @@ _THREADS = (
     "MKL_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
     "RAYON_NUM_THREADS",
+    "NPROC",  # XLA, of JAX
 )
 
 
