@@ -152,3 +152,9 @@ def operator_of_stack(stack: Mapping[str, Any]) -> tuple[str, str] | None:
     """The id and key of the stack's operator."""
     operator = stack.get("clients", {}).get("operator")
     return (operator["id"], operator["key"]) if operator else None
+
+
+def devices_of_stack(stack: Mapping[str, Any]) -> dict[str, str]:
+    """The names that a stack on this machine gives its devices: name → id; none of a stack elsewhere."""
+    clients: dict[str, dict[str, str]] = stack.get("clients", {})
+    return {name: client["id"] for name, client in clients.items() if name.startswith("proplet-")}

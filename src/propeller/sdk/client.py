@@ -1,14 +1,11 @@
 """The client of a stack: its services by their addresses, and what can be asked of them."""
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
 
-from propeller.errors import ConflictError, InvalidError, PropellerError, StartError
-from propeller.protocol.experiments import ExperimentSpec, ModelChoice
+from propeller.errors import InvalidError, PropellerError, StartError
 from propeller.protocol.ids import check_id
 from propeller.sdk.addresses import (
     OPERATED,
@@ -16,6 +13,7 @@ from propeller.sdk.addresses import (
     REGISTRY,
     Login,
     check_url,
+    devices_of_stack,
     operator_of_stack,
     read_stack,
     registry_of_host,
@@ -25,17 +23,17 @@ from propeller.sdk.addresses import (
 )
 from propeller.sdk.connection import Connection
 from propeller.sdk.devices import AsyncDevices
-from propeller.sdk.experiment import Experiment, Fleet, assign_data, has_no_samples
-from propeller.sdk.handle import AsyncExperimentHandle, find_experiment
+from propeller.sdk.experiment import has_no_samples
+from propeller.sdk.experiments import AsyncExperiments
 from propeller.sdk.kept_login import KeptLogin, require_login
-from propeller.sdk.log_lines import LogLines, read_line, read_log
+from propeller.sdk.logs import AsyncLogs
 from propeller.sdk.models import AsyncModels
 from propeller.sdk.prefetch import Prefetched, prefetch
-from propeller.sdk.programs import PushedProgram, is_file_name, program_file, push_file
+from propeller.sdk.programs import PushedProgram, push_file
 from propeller.sdk.rounds import WAIT_S, AsyncRounds
 from propeller.sdk.transport import AsyncTransport, BlockingTransport
 from propeller.sdk.users import AsyncUsers
-from propeller.sdk.values import SAFETENSORS, decode_model, encode_model, plain, same_model
+from propeller.sdk.values import plain_dataset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 _HERE = "http://localhost"
 
 
-class AsyncPropeller(AsyncRounds):
+class AsyncPropeller(AsyncRounds, AsyncExperiments, AsyncLogs):
     """A stack, for programs with an event loop; ``Propeller`` is the same for programs without one.
 
     Attributes:
@@ -183,11 +181,11 @@ class AsyncPropeller(AsyncRounds):
         KeptLogin.keep(urls, self._registry, login.user, tokens, self._ca_cert)
 
     async def end_login(self) -> None:
-        """Keep the login that this client has no more, and have identity end it.
+        """Forget the login that this client was made with (``from_login``), and have identity end it.
 
         Raises:
-            InvalidError: the client has none (``from_login``).
-            PropellerError: identity did not end it; it is kept no more.
+            InvalidError: it was made without one.
+            PropellerError: identity did not end it; here it is forgotten all the same.
         """
         login = self._connection.login
         if not isinstance(login, KeptLogin):
@@ -196,57 +194,6 @@ class AsyncPropeller(AsyncRounds):
             await self._connection.send("POST", "identity", "/users/tokens/revoke")
         finally:
             login.remove()
-
-    async def audit(self, service: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
-        """Entries of a service's audit log, oldest first: who did what, from where, with what result. For operators and admins.
-
-        Args:
-            service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``.
-            after: the number (``seq``) of an entry: those that follow it are given.
-            limit: how many at most; 1 to 10,000.
-
-        Raises:
-            InvalidError: there is no such service.
-            NotFoundError: it keeps no audit log.
-        """
-        lines = await self.audit_lines(service, after=after, limit=limit)
-        return [json.loads(line) for line in lines]
-
-    async def audit_lines(self, service: str, *, after: int = 0, limit: int = 1000) -> list[bytes]:
-        """As ``audit``, but the lines as they were written, whose hashes can be verified (``propeller audit verify``)."""
-        self._check_service(service)
-        answer = await self._connection.send(
-            "GET", service, "/audit", params={"after": after, "limit": limit}
-        )
-        return answer.content.splitlines(keepends=True)
-
-    async def logs(self, service: str, *, lines: int = 200, level: str = "debug") -> list[dict[str, Any]]:
-        """The newest lines of a service's log, oldest first: ``time``, ``level``, ``msg`` and what each has beside. For operators and admins.
-
-        What is no log line, as a part of a traceback, has ``msg`` alone.
-
-        Args:
-            service: ``manager``, ``coordinator``, ``model_registry``, ``data_store`` or ``identity``; or ``aggregator``, ``proxy`` or
-                ``oci_registry``, where their addresses are known.
-            lines: how many; 1 to 2,000, which is all that a service remembers.
-            level: ``debug``, ``info``, ``warning`` or ``error``: lines of this level and above.
-
-        Raises:
-            InvalidError: there is no such service or level.
-        """
-        found = await self.log_lines(service, lines=lines, level=level)
-        return [read_line(line) for line in found.lines]
-
-    async def log_lines(
-        self, service: str, *, lines: int = 200, level: str = "debug", after: str | None = None
-    ) -> LogLines:
-        """As ``logs``, but as they were written; ``after`` is ``next`` of an answer of before, which the lines then follow."""
-        self._check_service(service)
-        return await read_log(self._connection, service, lines, level, after)
-
-    def _check_service(self, service: str) -> None:
-        if service not in self._connection.urls:
-            raise InvalidError(f"service: {service!r} is none of {', '.join(self._connection.urls)}")
 
     def __repr__(self) -> str:
         """Shows where it is."""
@@ -324,7 +271,7 @@ class AsyncPropeller(AsyncRounds):
     async def device_names(self) -> dict[str, str]:
         """The names of the proplets by their ids: those of a stack on this machine, else the manager's."""
         names = {one["id"]: one["name"] for one in await self.proplets()}
-        return names | {id_: name for name, id_ in self._names().items()}
+        return names | {id_: name for name, id_ in devices_of_stack(self.stack).items()}
 
     async def versions(self) -> list[int]:
         """The model versions that there are, in order."""
@@ -378,8 +325,8 @@ class AsyncPropeller(AsyncRounds):
             InvalidError: something cannot be sent, and the text names it, as ``data[3].x``; there are no samples; there are several devices
                 of this name, or none but one of nearly this name; or it has data of its own.
         """
-        body = _plain_dataset(dataset)
-        fleet = Fleet(await self.proplets(), self._names())
+        body = plain_dataset(dataset)
+        fleet = await self._fleet()
         if central or fleet.id_of(name) is None:
             id_ = check_id(name)
             if not central and (meant := fleet.nearest(name)) is not None:
@@ -438,7 +385,7 @@ class AsyncPropeller(AsyncRounds):
         Raises:
             InvalidError: there is no such device, or none is alive.
         """
-        fleet = Fleet(await self.proplets(), self._names())
+        fleet = await self._fleet()
         ids = fleet.alive() if devices is None else fleet.resolve(devices, "devices")
         names = await self.device_names()
         return await prefetch(
@@ -450,148 +397,6 @@ class AsyncPropeller(AsyncRounds):
             on_change=on_change,
         )
 
-    async def run(self, experiment: Experiment, *, folder: str | Path = ".") -> AsyncExperimentHandle:
-        """Submit an experiment; returns at once. It goes on without this program.
-
-        A program that is a ``.py`` or ``.wasm`` file here is pushed to the stack's registry before (``push_program``), that of a strategy too.
-        Its data and its first model are stored, once the coordinator has said that it would take the experiment.
-        One without an id of its own is another one each time, unless the last run of it ended in an error: then the same one is submitted
-        again, as it may have been begun.
-
-        Args:
-            experiment: what to do.
-            folder: which the paths of program files are from.
-
-        Raises:
-            PropellerError: something is wrong with it; the text names the field.
-        """
-        with experiment.submission() as spec:
-            return await self._submit(experiment, await self._push_files(spec, Path(folder)))
-
-    async def _push_files(self, spec: ExperimentSpec, folder: Path) -> ExperimentSpec:
-        changes: dict[str, Any] = {}
-        if is_file_name(spec.program):
-            changes["program"] = (
-                await self.push_program(program_file(spec.program, folder), spec.name)
-            ).reference
-        if spec.strategy.program is not None and is_file_name(spec.strategy.program):
-            pushed = await self.push_program(program_file(spec.strategy.program, folder))
-            changes["strategy"] = spec.strategy.model_copy(update={"program": pushed.reference})
-        return spec.model_copy(update=changes) if changes else spec
-
-    async def _submit(self, experiment: Experiment, spec: ExperimentSpec) -> AsyncExperimentHandle:
-        names, data = spec.selection.names, {}
-        if names is not None or experiment.data is not None:
-            fleet = Fleet(await self.proplets(), self._names())
-            if names is not None:
-                names = fleet.resolve(names, "selection.names")
-                selection = spec.selection.model_copy(update={"names": names})
-                spec = spec.model_copy(update={"selection": selection})
-            data = {name: _plain_dataset(one) for name, one in assign_data(experiment, names, fleet).items()}
-        model = encode_model(experiment.model) if isinstance(experiment.model, Mapping) else None
-        if data or model is not None:
-            spec = await self._store_inputs(spec, model, data)
-        summary = await self._connection.ask("POST", "coordinator", "/experiments", json=spec.to_json())
-        return AsyncExperimentHandle(self._connection, summary["id"], summary)
-
-    async def experiment(self, experiment: str) -> AsyncExperimentHandle:
-        """An experiment that was submitted before, by its id; or the newest one of a name.
-
-        Raises:
-            InvalidError: it is neither.
-            NotFoundError: there is none with this id or name.
-        """
-        return await find_experiment(self._connection, experiment)
-
-    async def experiments(
-        self, state: str | None = None, limit: int = 100, *, name: str | None = None
-    ) -> list[dict[str, Any]]:
-        """The newest experiments, newest first; narrowed to those that are ``running``, ``completed`` …, or to a name."""
-        wanted = {"state": state, "name": name}
-        params = {"limit": limit} | {field: value for field, value in wanted.items() if value is not None}
-        answer = await self._connection.ask("GET", "coordinator", "/experiments", params=params)
-        found: list[dict[str, Any]] = answer["experiments"]
-        return found
-
-    async def strategies(self) -> list[dict[str, Any]]:
-        """The strategies that the coordinator has: ``name``, ``summary``, ``paper``, ``parameters``, ``modes``, ``needs_device_state``.
-
-        One whose package cannot be loaded has ``name`` and ``error``.
-        """
-        answer = await self._connection.ask("GET", "coordinator", "/strategies")
-        found: list[dict[str, Any]] = answer["strategies"]
-        return found
-
-    async def strategy(self, name: str) -> dict[str, Any]:
-        """One strategy, as ``strategies`` has it; of each parameter ``name``, ``type``, ``default``, ``required``, ``range``, ``description``.
-
-        Raises:
-            NotFoundError: there is none of this name; the text has those that there are.
-        """
-        path = f"/strategies/{quote(name, safe='')}"
-        found: dict[str, Any] = await self._connection.ask("GET", "coordinator", path)
-        return found
-
-    async def _store_inputs(
-        self, spec: ExperimentSpec, model: bytes | None, data: Mapping[str, Any]
-    ) -> ExperimentSpec:
-        """Store the data and the first model of an experiment; returns it with the model's version.
-
-        The coordinator is asked before whether it would take the experiment: what is stored for one that is refused stays.
-        For one that there is already under this id, nothing is stored.
-        """
-        asked = spec.to_json()
-        if model is None:
-            asked.setdefault("model", {"version": "latest"})
-        central = spec.evaluate.dataset if spec.evaluate is not None else None
-        checked = await self._connection.ask(
-            "POST",
-            "coordinator",
-            "/experiments/check",
-            json=asked,
-            params={"brings_dataset": "true"} if central in data else {},
-        )
-        if not checked["exists"]:
-            for name, dataset in data.items():
-                await self._put_dataset(name, dataset)
-        if model is None:
-            return spec
-        version = (
-            await self._version_that_began(str(spec.id), model)
-            if checked["exists"]
-            else await self._put_model(model)
-        )
-        return spec.model_copy(update={"model": ModelChoice(version=version)})
-
-    async def _version_that_began(self, experiment_id: str, model: bytes) -> int:
-        """The version that an experiment was begun from, which must be this model.
-
-        Raises:
-            ConflictError: it is another one.
-        """
-        status = await self._connection.ask("GET", "coordinator", f"/experiments/{experiment_id}")
-        version = status["spec"].get("model", {}).get("version")
-        if not isinstance(version, int) or not same_model(await self.model(version), decode_model(model)):
-            raise ConflictError(
-                f"id: experiment {experiment_id} exists and began from another model; choose another id"
-            )
-        return version
-
-    async def _put_model(self, content: bytes) -> int:
-        headers = {"Content-Type": SAFETENSORS}
-        answer = await self._connection.ask(
-            "POST", "model_registry", "/models", content=content, headers=headers
-        )
-        return int(answer["version"])
-
-    async def _put_dataset(self, proplet_id: str, body: Mapping[str, Any]) -> None:
-        await self._connection.ask("POST", "data_store", f"/datasets/{proplet_id}", json=body)
-
-    def _names(self) -> dict[str, str]:
-        """The names that a stack on this machine gives its devices: name → id."""
-        clients: dict[str, dict[str, str]] = self.stack.get("clients", {})
-        return {name: client["id"] for name, client in clients.items() if name.startswith("proplet-")}
-
 
 def _registry(url: str | None, stack: Mapping[str, Any], login: KeptLogin | None, *, is_named: bool) -> str:
     """The address of a stack's registry of programs; empty where services are named and it is not: that of this machine would be another stack's."""
@@ -600,11 +405,3 @@ def _registry(url: str | None, stack: Mapping[str, Any], login: KeptLogin | None
     if stack:
         return registry_of_stack(stack)
     return "" if url is None and is_named else registry_of_host(url or _HERE)
-
-
-def _plain_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(dataset, Mapping):
-        raise InvalidError(
-            f'dataset: {type(dataset).__name__} is no data set; give a mapping, as {{"data": […]}}'
-        )
-    return {name: plain(one, name) for name, one in dataset.items()}

@@ -33,6 +33,19 @@ def plain(value: Any, field: str) -> Any:
     return converted
 
 
+def plain_dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set as JSON has it.
+
+    Raises:
+        InvalidError: it is none, or something in it cannot be sent.
+    """
+    if not isinstance(dataset, Mapping):
+        raise InvalidError(
+            f'dataset: {type(dataset).__name__} is no data set; give a mapping, as {{"data": […]}}'
+        )
+    return {name: plain(one, name) for name, one in dataset.items()}
+
+
 def encode_model(model: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
     """A model as safetensors: arrays keep their dtypes, numbers and nested lists become float64, true and false BOOL.
 
