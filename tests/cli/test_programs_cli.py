@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from propeller.cli import try_program
 from propeller.cli.project import run_new
-from propeller.cli.try_program import Trial, TrialInputs, run_try
+from propeller.cli.trial import Trial, TrialInputs
+from propeller.cli.try_program import run_try
 from propeller.data import program_path
 from propeller.errors import StartError
 from propeller.functions import functions_of

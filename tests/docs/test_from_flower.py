@@ -12,7 +12,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from propeller.cli.experiment_file import ExperimentFile
-from propeller.cli.try_program import TrialInputs, run_try
+from propeller.cli.trial import TrialInputs
+from propeller.cli.try_program import run_try
 from propeller.wasm.program_run import Limits
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from-flower.md").read_text()

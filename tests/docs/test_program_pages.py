@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from propeller.cli.project import run_new
-from propeller.cli.try_program import TrialInputs, run_try
+from propeller.cli.trial import TrialInputs
+from propeller.cli.try_program import run_try
 from propeller.fl.strategies import Contribution
 from propeller.wasm.program_run import Limits
 from support.strategies import all_strategies, default_strategy

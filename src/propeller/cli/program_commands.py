@@ -166,7 +166,8 @@ def try_program(
     Options left out are taken from experiment.toml beside the program. A strategy that is a program (--mode aggregate) gets the
     updates of --update, and --hyperparams as its parameters.
     """
-    from propeller.cli.try_program import TrialInputs, run_try
+    from propeller.cli.trial import TrialInputs
+    from propeller.cli.try_program import run_try
     from propeller.wasm.program_run import Limits
 
     inputs = TrialInputs(

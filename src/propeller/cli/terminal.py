@@ -1,5 +1,6 @@
 """The terminal of a command: what services, devices and programs say is shown, and does nothing to it."""
 
+import sys
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -15,6 +16,11 @@ FIRST_BUILD = "the first one makes the Python runtime: 20 s, or minutes on a slo
 def escape(text: str) -> str:
     """Another's text, for a line of markup: on that line, and nothing in it acts."""
     return escape_markup(escape_line(text))
+
+
+def print_note(line: str) -> None:
+    """Say something beside what a command prints: on standard error, on one line, and nothing in it acts."""
+    print(escape_line(line), file=sys.stderr)
 
 
 class Terminal(Console):
