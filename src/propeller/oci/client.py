@@ -7,7 +7,6 @@ import asyncio
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from propeller.native_program import NativeProgram, is_native
 from propeller.oci import manifest
 from propeller.oci.allowed import AllowedRegistries
 from propeller.oci.authorization import Authorizer, Purpose, Scope
-from propeller.oci.connection import RETRY_DELAYS, Body, RegistryConnections
+from propeller.oci.connection import PIECE_BYTES, RETRY_DELAYS, RegistryConnections
 from propeller.oci.credentials import Logins
 from propeller.oci.errors import (
     LOGIN_HELP,
@@ -29,7 +28,6 @@ from propeller.oci.errors import (
     ArtifactTooLargeError,
     DigestMismatchError,
     InvalidReferenceError,
-    RegistryError,
 )
 from propeller.oci.manifest import Descriptor
 from propeller.oci.reference import Reference
@@ -41,18 +39,14 @@ from propeller.oci.signatures import (
     signature_of,
     signature_tag,
 )
+from propeller.oci.upload import Progress, Upload
 from propeller.protocol.programs import WASM_MAGIC
 from propeller.protocol.wire import read_count
 
 MAX_PROGRAM_BYTES = 64 * 1024 * 1024
 """The largest program that is pulled; the sandbox takes no larger one."""
 
-Progress = Callable[[int, int], None]
-"""Takes the bytes done and the bytes in all."""
-
-_PIECE_BYTES = 64 * 1024
 _MAX_PROBED_LAYERS = 16
-_MISSING = frozenset({404})
 _NOT_USED = "nothing of it was used; push the artifact again, or check what is between you and the registry"
 
 
@@ -202,7 +196,7 @@ class RegistryClient:
                 sink.seek(0)
                 sink.truncate()
                 hashed, done, head = hashlib.sha256(), 0, b""
-                async for piece in response.aiter_bytes(_PIECE_BYTES):
+                async for piece in response.aiter_bytes(PIECE_BYTES):
                     hashed.update(piece)
                     sink.write(piece)
                     done += len(piece)
@@ -254,7 +248,7 @@ class RegistryClient:
         manifest.check_program(program, title)
         media_type, said = _described(program)
         layer = Descriptor.of(media_type, program, {manifest.TITLE: title, **said})
-        upload = _Upload(self._http, reference)
+        upload = Upload(self._http, reference)
         await upload.store_blob(Descriptor.of(manifest.EMPTY_CONFIG, manifest.EMPTY), manifest.EMPTY, None)
         await upload.store_blob(layer, program, progress)
         beside = None
@@ -294,7 +288,7 @@ class RegistryClient:
             OciError: with the cause and the remedy.
         """
         layers = [*await self._signature_layers(reference, digest), signature.layer]
-        upload = _Upload(self._http, replace(reference, tag=signature_tag(digest), digest=None))
+        upload = Upload(self._http, replace(reference, tag=signature_tag(digest), digest=None))
         data, config = signature_manifest(layers)
         await upload.store_blob(Descriptor.of("", config), config, None)
         await upload.store_blob(signature.layer, signature.payload, None)
@@ -403,72 +397,6 @@ def _purpose(reference: Reference, what: str | None = None) -> Purpose:
     return Purpose(reference.registry, Scope(reference.repository), what or str(reference))
 
 
-class _Upload:
-    """Uploads to one repository: blobs, each only if the registry lacks it, then a manifest under the reference's tag."""
-
-    def __init__(self, http: RegistryConnections, reference: Reference) -> None:
-        self._http, self._tag = http, reference.target
-        self._root = f"/v2/{reference.repository}"
-        self._purpose = Purpose(reference.registry, Scope(reference.repository, "pull,push"), str(reference))
-
-    async def store_blob(self, descriptor: Descriptor, data: bytes, progress: Progress | None) -> None:
-        async def store() -> None:
-            if await self._has(descriptor.digest):
-                if progress is not None:
-                    progress(descriptor.size, descriptor.size)
-                return
-            location = await self._start()
-            mark = "&" if "?" in location else "?"
-            await self._put(
-                f"{location}{mark}digest={descriptor.digest}", "application/octet-stream", data, progress
-            )
-
-        await self._http.with_retries(self._purpose, store)
-
-    async def store_manifest(self, data: bytes) -> str:
-        digest = digest_of(data)
-
-        async def store() -> str:
-            stored = await self._put(
-                f"{self._root}/manifests/{self._tag}", manifest.IMAGE_MANIFEST, data, None
-            )
-            return stored or digest
-
-        stored = await self._http.with_retries(self._purpose, store)
-        if stored != digest:
-            raise DigestMismatchError(
-                f"{self._purpose.what}: the registry stored {stored[:80]} instead of {digest}",
-                "push it again",
-            )
-        return digest
-
-    async def _has(self, digest: str) -> bool:
-        url = f"{self._root}/blobs/{digest}"
-        async with self._http.send("HEAD", url, self._purpose, allow=_MISSING) as response:
-            return response.status_code == httpx.codes.OK
-
-    async def _start(self) -> str:
-        """Where the registry wants the bytes; it may be relative, and may have a query of its own."""
-        url, headers = f"{self._root}/blobs/uploads/", {"Content-Length": "0"}
-        async with self._http.send("POST", url, self._purpose, headers=headers) as response:
-            location = response.headers.get("location", "")
-            if not location:
-                raise RegistryError(
-                    f"{self._purpose.what}: the registry did not say where to upload to",
-                    "see the registry's own log",
-                    temporary=False,
-                )
-            return str(response.url.join(location))
-
-    async def _put(self, url: str, media_type: str, data: bytes, progress: Progress | None) -> str | None:
-        headers = {"Content-Type": media_type, "Content-Length": str(len(data))}
-        async with self._http.send(
-            "PUT", url, self._purpose, headers=headers, body=_pieces(data, progress)
-        ) as response:
-            digest: str | None = response.headers.get("docker-content-digest")
-            return digest
-
-
 def _described(program: bytes) -> tuple[str, dict[str, str]]:
     """The media type of a program, and the annotations that tell what is to be known before anybody fetches it."""
     if is_native(program):
@@ -480,13 +408,3 @@ def _described(program: bytes) -> tuple[str, dict[str, str]]:
         }
     functions = functions_of(program)
     return manifest.WASM, {} if functions is None else {SECTION: " ".join(functions)}
-
-
-def _pieces(data: bytes, progress: Progress | None) -> Body:
-    async def pieces() -> AsyncIterator[bytes]:
-        for start in range(0, len(data), _PIECE_BYTES):
-            yield data[start : start + _PIECE_BYTES]
-            if progress is not None:
-                progress(min(start + _PIECE_BYTES, len(data)), len(data))
-
-    return pieces

@@ -20,6 +20,9 @@ Body = Callable[[], AsyncIterator[bytes]]
 
 log = get_logger("oci")
 
+PIECE_BYTES = 64 * 1024
+"""Of a blob, sent or read at a time."""
+
 RETRY_DELAYS = (0.1, 0.3, 0.8)
 """Seconds between tries after a broken connection or a 429, 500, 502, 503 or 504."""
 
