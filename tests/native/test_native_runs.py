@@ -169,7 +169,7 @@ def test_an_interpreter_that_is_none_is_told(tmp_path: Path) -> None:
 
 def test_libraries_do_not_have_the_proplets_folder_in_them() -> None:
     site = next(one for one in interpreter().readable if one.endswith("site-packages"))
-    with pytest.raises(StartError, match="which has the proplet's own"):
+    with pytest.raises(StartError, match="whose files are no program's"):
         Interpreter.find(interpreter().command, keep_out=[Path(site) / "proplet"])
 
 
