@@ -1,6 +1,8 @@
 """What a native program is given, and what becomes of what it gives back."""
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from propeller.errors import StartError
 from propeller.fl.tensors import from_safetensors
 from propeller.native.interpreter import Interpreter
+from propeller.wasm import folder_contents
 from propeller.wasm.program_run import Limits, StateFolder
 from propeller.wasm.sandbox import Sandbox
 from support.native_programs import interpreter, python_that_all_may_read, run_native, training
@@ -177,3 +180,43 @@ def test_it_tells_what_is_installed() -> None:
     python = interpreter().python
     assert python.distributions["numpy"] == np.__version__
     assert python.complete
+
+
+LITTER = """
+for number in range(200):
+    os.mkdir(f"out/{number}")
+return Update(model, 1)
+"""
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["waits", "cancelled"])
+async def test_the_loop_goes_on_while_what_a_task_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    """A hundred thousand folders take seconds, in which a proplet still has its heartbeat; neither run nor sandbox end before they are gone."""
+    began, may_go_on, held = asyncio.Event(), threading.Event(), list[bool]()
+    loop, remove = asyncio.get_running_loop(), folder_contents.remove
+
+    def hold(folder: Path) -> None:
+        if (folder / "out" / "199").exists():
+            loop.call_soon_threadsafe(began.set)
+            held.append(may_go_on.wait(20))
+        remove(folder)
+
+    monkeypatch.setattr(folder_contents, "remove", hold)
+    limits = Limits(wall_time_s=60, out_files=1000)
+    async with Sandbox(tmp_path / "sandbox", native=interpreter()) as sandbox:
+        running = asyncio.create_task(run_native(sandbox, training(LITTER, "import os"), limits=limits))
+        await began.wait()
+        assert not running.done()
+        if waits:
+            may_go_on.set()
+            assert (await running).error is None
+            [own] = (tmp_path / "sandbox" / "tasks").iterdir()
+            assert list(own.iterdir()) == []
+        else:
+            running.cancel()
+            await asyncio.wait([running])
+            loop.call_later(0.5, may_go_on.set)
+    assert held == [True]
+    assert list((tmp_path / "sandbox" / "tasks").iterdir()) == []

@@ -29,6 +29,9 @@ TEMPORARY = ".tmp"
 _INLINE_BYTES = 256 * 1024
 """Files of a task, together, that are written without a thread, and to memory where there is a file system in it."""
 
+_QUICK_ENTRIES, _QUICK_BYTES = 64, 16 * 1024 * 1024
+"""What a task has left, at most, that is removed without a thread: a few milliseconds' work."""
+
 _TASK_FILE = "task.json"
 _MAX_LAST_WORDS = 1000
 """Characters of a line of a program that are looked at for why it failed."""
@@ -83,6 +86,7 @@ class TaskRuns:
         memory = memory_folder()
         self._memory = None if memory is None else TaskFolders(memory)
         self._removals: set[asyncio.Handle] = set()
+        self._threads: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
         """Make the folder in memory."""
@@ -93,6 +97,8 @@ class TaskRuns:
         """Remove the folder in memory; who has the folders of the tasks removes those that are left."""
         for removal in self._removals:
             removal.cancel()
+        if self._threads:  # of runs that did not wait for them
+            await asyncio.wait(self._threads)
         if self._memory is not None:
             await asyncio.to_thread(self._memory.close)
 
@@ -191,10 +197,17 @@ class TaskRuns:
             return replace(outcome, metrics=run_metrics(end, active.asked_at))
         finally:
             active.process = None
-            if in_thread:
-                await asyncio.to_thread(_remove_folders, folder, memory)
+            if in_thread or not _is_quickly_removed(folder):
+                await self._remove_in_thread(folder, memory)
             else:
                 self._remove_later(folder, memory)
+
+    async def _remove_in_thread(self, *folders: Path | None) -> None:
+        """Remove a task's folders while the loop goes on: a task may have left a hundred thousand entries, which take seconds."""
+        removal = asyncio.ensure_future(asyncio.to_thread(_remove_folders, *folders))
+        self._threads.add(removal)
+        removal.add_done_callback(self._threads.discard)
+        await asyncio.shield(removal)
 
     def _remove_later(self, *folders: Path | None) -> None:
         """Remove a task's small folders in the event loop's next turn: what can follow its end at once is sent before."""
@@ -240,6 +253,11 @@ def _remove_folders(*folders: Path | None) -> None:
                 folder_contents.remove(folder)
             except OSError as error:  # the next sandbox removes it
                 log.warning("a task's folder is not removed", folder=str(folder), reason=error.strerror)
+
+
+def _is_quickly_removed(folder: Path) -> bool:
+    """Whether what a task left is little enough to be removed in the event loop; looks no further than that."""
+    return folder_contents.exceeded_limit("task", str(folder), _QUICK_BYTES, _QUICK_ENTRIES) is None
 
 
 def _is_small(files: Mapping[str, bytes | Path]) -> bool:
