@@ -31,7 +31,7 @@ from propeller.fl.tensors import (
     to_safetensors,
 )
 from propeller.process.files import DurableFile
-from propeller.protocol.rounds import CBOR
+from propeller.protocol.updates import CBOR
 from propeller.protocol.wire import decode_object
 
 HEADER = {"round_id": "r-1", "proplet_id": "p-1", "num_samples": 3}

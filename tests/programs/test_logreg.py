@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from propeller.data import program_path
-from propeller.protocol.rounds import UpdateMessage
+from propeller.protocol.updates import UpdateMessage
 from propeller.wasm.sandbox import Sandbox
 from support import go_program
 from support.logreg import Logreg

@@ -14,7 +14,7 @@ from propeller.fl.tensors import from_safetensors, to_safetensors
 from propeller.proplet.errors import TaskError
 from propeller.proplet.large_files import FileBody
 from propeller.proplet.updates import ProgramOutput, document_metadata, parse_program_output, with_metadata
-from propeller.protocol.rounds import UpdateHeader
+from propeller.protocol.updates import UpdateHeader
 
 ENV = {"ROUND_ID": "r-1", "MODEL_URI": "fl/models/global_model_v0"}
 DOCUMENT = {

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from propeller.protocol.finite import find_number, find_word, format_path, require_finite_numbers
-from propeller.protocol.rounds import Experiment, RoundStart, UpdateHeader, read_update_fields
+from propeller.protocol.rounds import Experiment, RoundStart
+from propeller.protocol.updates import UpdateHeader, read_update_fields
 from propeller.protocol.wire import MalformedMessageError, NonFiniteNumberError, decode_object
 
 PLAIN = st.recursive(

@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
-from propeller.protocol.rounds import (
-    MAX_SAMPLES,
-    Experiment,
-    RoundNext,
-    RoundStart,
-    UpdateMessage,
-    model_uri,
-    model_version,
-)
+from propeller.protocol.rounds import Experiment, RoundNext, RoundStart, model_uri, model_version
 from propeller.protocol.task import LIMIT_NAMES, WALL_TIME, FlEnvelope, TaskResult, TaskStart, TaskStop
+from propeller.protocol.updates import MAX_SAMPLES, UpdateMessage
 from propeller.protocol.wire import MalformedMessageError, Message
 
 PROPLET = "3fe95a65-74f1-4ede-bf20-ef565f04cecb"

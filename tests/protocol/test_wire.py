@@ -13,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from propeller.protocol.programs import ProgramChunk, ProgramRequest, ResolvedProgram
 from propeller.protocol.proplet import HeartbeatMessage, PropletMetrics, Registration, TaskMetrics
-from propeller.protocol.rounds import Experiment, RoundNext, RoundStart, UpdateMessage
+from propeller.protocol.rounds import Experiment, RoundNext, RoundStart
 from propeller.protocol.task import FlEnvelope, TaskResult, TaskStart, TaskStop, encode_json
+from propeller.protocol.updates import UpdateMessage
 from propeller.protocol.wire import (
     MAX_VALUES,
     MalformedMessageError,

@@ -57,7 +57,7 @@ from propeller.proplet.policy import Policy, PolicyError
 from propeller.proplet.updates import parse_program_output
 from propeller.protocol.evaluations import read_evaluation
 from propeller.protocol.experiments import ExperimentSpec
-from propeller.protocol.rounds import CBOR
+from propeller.protocol.updates import CBOR
 from propeller.protocol.wire import MalformedMessageError, decode_object
 from propeller.samples.idx_files import read_idx
 from propeller.simulation.availability import RecordedHours

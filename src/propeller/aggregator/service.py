@@ -23,7 +23,7 @@ from propeller.fl.tensors import DocumentTooLargeError, TensorError, Tensors, fr
 from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
 from propeller.protocol.aggregation import AggregationPlan
-from propeller.protocol.rounds import MAX_SAMPLES
+from propeller.protocol.updates import MAX_SAMPLES
 from propeller.protocol.wire import Message, decode_tensors
 
 if TYPE_CHECKING:

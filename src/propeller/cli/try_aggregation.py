@@ -9,7 +9,7 @@ from propeller.errors import InvalidError, StartError, UnprocessableError
 from propeller.fl.strategies import create_strategy
 from propeller.fl.tensors import TensorError, Tensors, from_json, from_safetensors, specs_of, to_safetensors
 from propeller.protocol.aggregation import PlannedContribution
-from propeller.protocol.rounds import UpdateMessage
+from propeller.protocol.updates import UpdateMessage
 from propeller.protocol.wire import MalformedMessageError, decode_trusted
 
 AGGREGATE = MODE

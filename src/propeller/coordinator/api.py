@@ -24,7 +24,6 @@ from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.roles import CONTROL, WATCH, Role
 from propeller.protocol.rounds import (
-    CBOR,
     MAX_WAIT_S,
     ChosenParticipants,
     Experiment,
@@ -32,6 +31,7 @@ from propeller.protocol.rounds import (
     ParticipantStage,
     model_uri,
 )
+from propeller.protocol.updates import CBOR
 from propeller.protocol.wire import read_count
 from propeller.web.access import AccessTable
 from propeller.web.app import Router, check_is_json, create_app

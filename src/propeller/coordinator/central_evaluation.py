@@ -25,14 +25,9 @@ from propeller.protocol.evaluations import read_evaluation
 from propeller.protocol.experiments import ExperimentSpec
 from propeller.protocol.models import LARGE_BYTES
 from propeller.protocol.requirements import Requirements
-from propeller.protocol.rounds import (
-    DEFAULT_TIMEOUT_S,
-    ChosenParticipants,
-    ParticipantFailure,
-    RoundStart,
-    UpdateHeader,
-)
+from propeller.protocol.rounds import DEFAULT_TIMEOUT_S, ChosenParticipants, ParticipantFailure, RoundStart
 from propeller.protocol.task import encode_json
+from propeller.protocol.updates import UpdateHeader
 from propeller.wasm.task_inputs import TENSORS_FILE, TaskInputs
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from propeller.protocol.rounds import (
     DEFAULT_TIMEOUT_S,
     Experiment,
     RoundStart,
-    UpdateHeader,
     UpdateKind,
     model_uri,
     model_version,
 )
 from propeller.protocol.selection import RoundKind
+from propeller.protocol.updates import UpdateHeader
 from propeller.protocol.wire import format_time
 
 RoundRequest = Experiment | RoundStart

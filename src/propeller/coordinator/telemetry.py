@@ -15,7 +15,7 @@ from propeller.errors import (
 )
 from propeller.fl.round import RoundState, Verdict
 from propeller.process.logs import get_logger
-from propeller.protocol.rounds import UpdateHeader
+from propeller.protocol.updates import UpdateHeader
 from propeller.web.metrics import HttpMetrics
 
 log = get_logger("coordinator")

@@ -39,7 +39,7 @@ from propeller.fl.tensors import (
 from propeller.fl.tensors.safetensors import read_header
 from propeller.process.decoding import decode_in_thread
 from propeller.process.files import DurableFile
-from propeller.protocol.rounds import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
+from propeller.protocol.updates import CBOR, CBOR_TYPES, UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.wire import MalformedMessageError, decode_object, read_count
 from propeller.web.limits import MAX_BODY
 

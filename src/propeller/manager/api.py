@@ -19,7 +19,8 @@ from propeller.process.decoding import decode
 from propeller.process.logs import get_logger
 from propeller.protocol.ids import Id
 from propeller.protocol.roles import CONTROL, WATCH, Role
-from propeller.protocol.rounds import CBOR_TYPES, MAX_WAIT_S, Experiment
+from propeller.protocol.rounds import MAX_WAIT_S, Experiment
+from propeller.protocol.updates import CBOR_TYPES
 from propeller.protocol.wire import decode_object, format_time
 from propeller.web.access import AccessTable
 from propeller.web.app import Router, check_is_json, create_app

@@ -19,7 +19,7 @@ from propeller.native_program import NativeProgram, NativeProgramError
 from propeller.protocol.requirements import MAX_DISTRIBUTIONS, NativePython, Requirements
 from propeller.wasm.messages import ExecTask
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun
-from propeller.wasm.sandbox import TEMPORARY
+from propeller.wasm.task_runs import TEMPORARY
 
 SETTING = "PROPLET_NATIVE_PYTHON"
 OLDEST = (3, 11)

@@ -15,8 +15,8 @@ from propeller.proplet.errors import TaskError
 from propeller.proplet.inputs import COORDINATOR, JSON, SAFETENSORS, ServiceClients
 from propeller.proplet.large_files import FileBody
 from propeller.protocol.evaluations import EVALUATE, check_names, explain_output, read_evaluation
-from propeller.protocol.rounds import UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.task import encode_json
+from propeller.protocol.updates import UpdateHeader, UpdateMessage, read_update_fields
 from propeller.protocol.wire import MalformedMessageError, decode_object, decode_trusted
 from propeller.wasm.task_inputs import TENSORS_FILE
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from propeller.protocol.rounds import MAX_SAMPLES
+from propeller.protocol.updates import MAX_SAMPLES
 from propeller.protocol.wire import MAX_INTEGER, Message
 
 PLAN_FIELD, RESULT_FIELD = "plan", "result"

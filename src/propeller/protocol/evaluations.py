@@ -1,6 +1,6 @@
 """What a program leaves that was asked to evaluate: one JSON document with metrics, and no update."""
 
-from propeller.protocol.rounds import UpdateHeader, read_update_fields
+from propeller.protocol.updates import UpdateHeader, read_update_fields
 from propeller.protocol.wire import MalformedMessageError
 
 EVALUATE = "evaluate"

@@ -1,50 +1,33 @@
-"""Rounds on the wire: experiments, starts, updates, failures and the notice of a completed round."""
+"""Rounds on the wire: experiments, starts, participants, failures and the notice of a completed round."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainValidator,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from propeller.metrics import (
-    DIVERGED,
-    MAX_METRIC_NAME,
-    MAX_METRICS,
-    metric_fault,
-    metrics_fault,
-    names_fault,
-    split_metrics,
-)
 from propeller.protocol.bounds import UpdateBounds
-from propeller.protocol.finite import JsonObject, Path, format_path
+from propeller.protocol.finite import JsonObject
 from propeller.protocol.ids import Id
 from propeller.protocol.models import SentModel
 from propeller.protocol.requirements import Requirements
 from propeller.protocol.selection import RoundKind, SelectionPolicy
-from propeller.protocol.task import Stage, TaskLimits, Text, empty_if_null
+from propeller.protocol.task import Stage, TaskLimits, Text
 from propeller.protocol.wire import (
     MAX_INTEGER,
-    MalformedMessageError,
     Message,
-    NonFiniteNumberError,
     Time,
-    decode_tensors,
     now,
     reject_boolean,
     require_finite,
     require_printable,
     require_unique,
 )
-
-MAX_SAMPLES = MAX_INTEGER
-"""The largest ``num_samples``."""
 
 MAX_ROUNDS = 100_000
 """The most rounds of an experiment."""
@@ -54,10 +37,6 @@ MAX_REASON_CHARACTERS = 2000
 
 MAX_WAIT_S = 60.0
 """The longest that an answer waits for the end of a round (``wait_s``)."""
-
-CBOR = "application/cbor"
-CBOR_TYPES = frozenset({CBOR, "application/cbor-seq"})
-"""The media types of an update in CBOR (RFC 8949, RFC 8742)."""
 
 DEFAULT_MODEL = "fl/models/global_model_v0"
 DEFAULT_QUORUM = 3
@@ -90,16 +69,6 @@ def _truncated(reason: str) -> str:
     return reason[:MAX_REASON_CHARACTERS].replace("\0", "\ufffd")  # PostgreSQL cannot hold NUL in a text
 
 
-def _finite_numbers(metrics: Any) -> Any:
-    if metrics is None:
-        return {}
-    if not isinstance(metrics, dict):
-        raise ValueError("must be an object of finite numbers by name")  # noqa: TRY004 - pydantic explains ValueErrors
-    if fault := metrics_fault(metrics):
-        raise ValueError(fault)
-    return metrics
-
-
 def _check_quorum(k_of_n: int, participants: int) -> None:
     if k_of_n > participants:
         raise ValueError(f"k_of_n ({k_of_n}) is more than the {participants} participants")
@@ -109,18 +78,6 @@ ModelRef = Annotated[
     str, Field(max_length=512), AfterValidator(require_printable), AfterValidator(_exact_version)
 ]
 """The reference of a model, as ``fl/models/global_model_v3``."""
-
-Metrics = Annotated[dict[str, float], PlainValidator(_finite_numbers)]
-"""Finite numbers by name; anything else is refused by the metric's name."""
-
-LeftOut = Annotated[
-    dict[
-        Annotated[str, Field(min_length=1, max_length=MAX_METRIC_NAME), AfterValidator(require_printable)],
-        Annotated[str, Field(max_length=32), AfterValidator(require_printable)],
-    ],
-    Field(max_length=MAX_METRICS),
-]
-"""Metrics that are no numbers, by their names: what they are instead, as ``text``."""
 
 UpdateKind = Literal["weights", "delta"]
 """What the tensors of an update are: the model after local training, or its difference to the base model."""
@@ -322,87 +279,6 @@ class Experiment(Message):
             task_wasm_image=self.task_wasm_image,
             limits=self.limits,
         )
-
-
-class UpdateHeader(Message):
-    """An update without its tensors: who trained what on how many samples, with which metrics.
-
-    It is also all that an evaluation has. ``steps`` are local steps of the optimizer, for strategies that weigh by them;
-    ``corrected`` is whether the program added to its gradients what the strategy asks for (``FL_STRATEGY``), if it says so.
-    Metrics that are no numbers are left out, and ``metrics_left_out`` has what they were; NaN and infinities are refused.
-    """
-
-    round_id: Id
-    proplet_id: Id
-    base_model_uri: Annotated[ModelRef, BeforeValidator(empty_if_null)] = ""
-    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)]
-    metrics: Metrics = Field(default_factory=dict)
-    steps: Annotated[int, Field(ge=1, le=MAX_SAMPLES, strict=True)] | None = None
-    kind: UpdateKind = "weights"
-    corrected: bool | None = None
-    metrics_left_out: LeftOut | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_metrics(cls, fields: Any) -> Any:
-        metrics = fields.get("metrics") if isinstance(fields, dict) else None
-        if not isinstance(metrics, dict) or names_fault(metrics):
-            return fields
-        numbers, left_out = split_metrics(metrics)
-        if not left_out:
-            return fields
-        before = fields.get("metrics_left_out")
-        return {
-            **fields,
-            "metrics": numbers,
-            "metrics_left_out": {**before, **left_out} if isinstance(before, dict) else left_out,
-        }
-
-
-class UpdateMessage(UpdateHeader):
-    """``POST /update``: the header with the tensors as JSON (``{"w": [...], "b": 0.0}``)."""
-
-    update: dict[str, Any]
-
-    @field_validator("update")
-    @classmethod
-    def _not_empty(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if not value:
-            raise ValueError("update data is required and cannot be empty")
-        return value
-
-
-def decode_update(payload: bytes | str) -> dict[str, Any]:
-    """An update as ``decode_tensors`` reads it.
-
-    Raises:
-        MalformedMessageError: as there.
-    """
-    return decode_tensors(payload, "update")
-
-
-def read_update_fields(
-    payload: bytes | str, within: Path = (), *, read: Callable[[bytes | str], dict[str, Any]] = decode_update
-) -> dict[str, Any]:
-    """The fields of an update or an evaluation in JSON, as ``decode_object`` reads them.
-
-    Args:
-        payload: the text of all of it, or of one field.
-        within: the path to that field.
-        read: how it is decoded; with ``decode_trusted`` all numbers are plain ones, however many there are.
-
-    Raises:
-        MalformedMessageError: it is no JSON object; of NaN and infinities the text says where one is, and what it means.
-    """
-    try:
-        return read(payload)
-    except NonFiniteNumberError as error:
-        match [*within, *error.path]:
-            case ["metrics", str(name)]:
-                reason = f"metrics: {metric_fault(name, error.value)}"
-            case path:
-                reason = f"{format_path(path)} is {error.value}; every number must be finite: {DIVERGED}"
-        raise MalformedMessageError(reason) from None
 
 
 SKIPPED = "skipped: "

@@ -9,7 +9,7 @@ from propeller.errors import PropellerError
 from propeller.fl.tensors import TensorSpec
 from propeller.proplet.errors import TaskError
 from propeller.proplet.updates import parse_program_output
-from propeller.protocol.rounds import UpdateHeader, UpdateMessage
+from propeller.protocol.updates import UpdateHeader, UpdateMessage
 from propeller.simulation.compression import ClientCompressor
 from propeller.simulation.messages import ClientReport, ClientTask, RoundTask
 from propeller.wasm import folder_contents

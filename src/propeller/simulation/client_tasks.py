@@ -16,7 +16,8 @@ from propeller.fl.bounds import check_norm, check_numbers
 from propeller.fl.round import ParticipantFailed
 from propeller.fl.selection import Candidate, slot_seed
 from propeller.fl.tensors import Tensors, from_safetensors
-from propeller.protocol.rounds import RoundStart, UpdateHeader
+from propeller.protocol.rounds import RoundStart
+from propeller.protocol.updates import UpdateHeader
 from propeller.protocol.wire import MalformedMessageError
 from propeller.simulation.devices import VirtualDevices
 from propeller.simulation.messages import ClientReport, ClientTask, RoundTask

@@ -30,10 +30,10 @@ from propeller.wasm.outcome import STOPPED_ERROR
 from propeller.wasm.program_cache import CachedProgram, ProgramCache
 from propeller.wasm.program_run import MIB, Limits, ProgramError, ProgramRun, RunOutcome, StateFolder
 from propeller.wasm.task_folders import TaskFolders
-from propeller.wasm.task_runs import TEMPORARY, ActiveRun, OnStderr, TaskRuns
+from propeller.wasm.task_runs import ActiveRun, OnStderr, TaskRuns
 from propeller.wasm.template_client import SandboxError, TemplateClient
 
-__all__ = ["TEMPORARY", "Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
+__all__ = ["Limits", "ProgramError", "ProgramRun", "RunOutcome", "Sandbox"]
 
 _START = "_start"
 """The name of a task that runs a program as a command."""
