@@ -2,7 +2,7 @@
 
 Model: ``conv1.weight`` and so on, as the same network in PyTorch has them; ``model.file = "lenet.py"`` of an experiment begins with PyTorch's random weights.
 Data: ``{"x": [784] or [1, 28, 28], "y": class}``.
-Hyperparameters: ``epochs`` 1, ``lr`` 0.01, ``momentum`` 0.9, ``batch_size`` 64, ``seed`` of the first model 1.
+Hyperparameters: ``epochs`` 1, ``lr`` 0.01, ``momentum`` 0.9, ``weight_decay`` 0, ``batch_size`` 64, ``seed`` of the first model 1.
 
 Build it with ``propeller build programs/python/lenet.py -o lenet.wasm``.
 """
@@ -56,7 +56,7 @@ def metrics_of(model, data):
 @train
 def fit(model, data, hyperparams, ctx):
     lr, momentum = float(hyperparams.get("lr", 0.01)), hyperparams.get("momentum", 0.9)
-    optimizer = optim.SGD(lr, momentum)
+    optimizer = optim.SGD(lr, momentum, weight_decay=hyperparams.get("weight_decay", 0))
     step = nn.training_step(net, pt.cross_entropy, optimizer)
     state, source, steps, loss = optimizer.init(model), pt.random(ctx.seed), 0, None
     for _ in range(hyperparams.get("epochs", 1)):
