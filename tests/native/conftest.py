@@ -10,6 +10,8 @@ from support.guests import children, is_waiting
 from support.native_programs import interpreter
 from support.net import eventually
 
+collect_ignore = [] if "jax" in interpreter().python.distributions else ["test_jax.py"]
+
 
 @pytest.fixture
 async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:

@@ -29,6 +29,18 @@ ENVIRONMENT = {
     "HYPERPARAMS": "{}",
 }
 
+JAX = """
+import jax
+x = jax.random.normal(jax.random.key(0), (200, 2))
+y = x @ jax.numpy.array([2.0, -1.0])
+slope = jax.jit(jax.grad(lambda w: ((x @ w - y) ** 2).mean()))
+w = jax.numpy.array(model["w"], dtype="float32")
+for _ in range(100):
+    w = w - 0.2 * slope(w)
+return Update({"w": w}, 200)
+"""
+"""The body of a task that finds the line through its data with JAX."""
+
 
 @functools.cache
 def interpreter() -> Interpreter:
