@@ -13,9 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from propeller.cli.app import app
+from propeller.data import program_path
 from propeller.errors import InvalidError
 from propeller.sdk import Experiment, ExperimentHandle, Propeller
 from support.python_programs import TEMPLATE, built
+from support.slow_to_compile import padded
 from support.stack import Up, propeller, running_stack
 
 pytestmark = pytest.mark.timeout(300)
@@ -56,15 +58,18 @@ def told(handle: ExperimentHandle) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_the_first_round_says_why_and_a_later_one_succeeds_without_a_second_compilation(up: Up) -> None:
+def test_the_first_round_says_why_and_a_later_one_succeeds_without_a_second_compilation(
+    up: Up, tmp_path: Path
+) -> None:
+    slow = tmp_path / "slow.wasm"
+    slow.write_bytes(padded(program_path("logreg").read_bytes()))
     with Propeller.from_state(up.folder) as fl:
         made = Experiment(
-            program=fl.push_program(built(TEMPLATE), "slow").reference,
+            program=fl.push_program(slow, "slow").reference,
             rounds=1,
             retries=100,
             timeout_s=2.5,
             min_updates=DEVICES,
-            limits={"fuel": 10**12},  # nobody has compiled the Python runtime for counting instructions
             model={"w": [0.0, 0.0], "b": 0.0},
             data=DATA,
         )
