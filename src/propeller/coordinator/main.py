@@ -158,7 +158,10 @@ def _find_native(settings: CoordinatorSettings) -> "NativePrograms | None":
     from propeller.program_host.native_programs import NativePrograms  # for the few that run native programs
 
     return NativePrograms.find(
-        "coordinator", settings.native_python, settings.native_repositories, [settings.state.absolute()]
+        "coordinator",
+        settings.native_python,
+        settings.native_repositories,
+        [settings.state, settings.cache_folder],
     )
 
 
