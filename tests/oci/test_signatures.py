@@ -15,6 +15,7 @@ from propeller.errors import StartError
 from propeller.oci.client import RegistryClient
 from propeller.oci.reference import Reference
 from propeller.oci.signatures import PAYLOAD, SIGNATURE, Signature, signature_of, signature_tag, signed_digest
+from propeller.oci.signers import Signers
 from propeller.oci.signing import PublicKey, SignatureError, SigningKey, verify
 from support.registries import embedded, wasm
 
@@ -132,3 +133,10 @@ async def test_signatures_are_beside_the_artifact_and_each_adds_one(tmp_path: Pa
             "optional": None,
         }
         assert signature_of(pushed.program) is None
+
+
+def test_commas_alone_do_not_let_everybodys_programs_run() -> None:
+    """As of two variables that are not set."""
+    assert not Signers.read(" ", "proxy")
+    with pytest.raises(StartError, match="PROXY_SIGNERS: ' , ' names no file: name one, or unset it"):
+        Signers.read(" , ", "proxy")

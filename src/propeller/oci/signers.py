@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from propeller.errors import StartError
 from propeller.oci.errors import NotSignedError
 from propeller.oci.signatures import Signature
 
@@ -29,14 +30,16 @@ class Signers:
         """Read the files that a service's setting names, separated by commas.
 
         Raises:
-            StartError: one cannot be read, or is no key.
+            StartError: one cannot be read, or is no key; or there are commas alone, which nobody means as "anyone".
         """
+        signers = cls(service)
         found = [Path(name.strip()) for name in files.split(",") if name.strip()]
         if not found:
-            return cls(service)
+            if files.strip():
+                raise StartError(f"{signers.setting}: {files!r:.80} names no file: name one, or unset it")
+            return signers
         from propeller.oci.signing import PublicKey  # 9 MB, for those who verify
 
-        signers = cls(service)
         return cls(service, tuple(PublicKey.read(file, signers.setting) for file in found))
 
     @property
