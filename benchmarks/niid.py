@@ -132,7 +132,7 @@ torch.set_num_threads(1)
 count, epochs, batch = map(int, sys.argv[1:])
 net = nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
                     nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
-optimizer, loss = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9), nn.CrossEntropyLoss()
+optimizer, loss = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=1e-5), nn.CrossEntropyLoss()
 x, y = torch.rand(count, 1, 28, 28), torch.randint(0, 10, (count,))
 begin = time.process_time()
 for _ in range(epochs):
