@@ -18,11 +18,15 @@ from starlette.routing import Route
 from propeller.coordinator.settings import CoordinatorSettings
 from propeller.data_store.api import create_api
 from propeller.data_store.service import DataStore
+from propeller.errors import StartError
 from propeller.native_program import NativeProgram
 from propeller.oci.client import RegistryClient
-from propeller.oci.reference import Reference
+from propeller.oci.reference import DefaultRegistry, Reference
+from propeller.oci.signers import Signers
 from propeller.oci.signing import SigningKey
 from propeller.process.settings import SettingsError
+from propeller.program_host.native_programs import NativePrograms
+from propeller.protocol.requirements import Requirements
 from propeller.protocol.topics import Channel
 from support.coordinator import Peers, client, coordinating, environment, process, serving
 from support.experiments import (
@@ -343,26 +347,64 @@ async def test_what_its_artifact_says_is_looked_at_before_the_first_round(
         assert (found["state"], rounds) == ("failed", [("train", "failed")])
 
 
+def test_repositories_without_an_interpreter(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**env, "COORDINATOR_NATIVE_REPOSITORIES": "ghcr.io/*"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        SettingsError, match=r"COORDINATOR_NATIVE_PYTHON.*name the interpreter that runs them, or unset"
+    ):
+        CoordinatorSettings.load()
+
+
+DEFAULT = DefaultRegistry.parse("http://local:5000/ours")
+
+
+def allowed(repositories: str, signers: str = "") -> NativePrograms:
+    believed = Signers.read(signers, "coordinator")
+    return NativePrograms.find(believed, interpreter().command, repositories, DEFAULT, [])
+
+
+@pytest.mark.parametrize("signers", ["", " "])
+def test_somebody_must_be_named_whose_native_programs_run(signers: str) -> None:
+    with pytest.raises(
+        StartError, match="COORDINATOR_NATIVE_PYTHON: say whose native programs the coordinator runs"
+    ):
+        allowed(" , ", signers)
+
+
 @pytest.mark.parametrize(
-    ("given", "text"),
+    "pattern", ["http://local:5000/*", "GHCR.io/acme/*", "acme", "localhost:5000"], ids=str
+)
+def test_a_pattern_that_matches_nothing_is_refused(pattern: str) -> None:
+    with pytest.raises(
+        StartError, match=r"COORDINATOR_NATIVE_REPOSITORIES: .* matches no repository: write its registry"
+    ):
+        allowed(f"ghcr.io/acme/*, {pattern}")
+
+
+def test_a_kernel_that_does_not_confine_native_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("propeller.program_host.native_programs.available_protections", lambda: ("rlimits",))
+    with pytest.raises(
+        StartError, match=r"COORDINATOR_NATIVE_PYTHON: this kernel .* lacks landlock, seccomp: unset it"
+    ):
+        allowed("*")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reference", "runs"),
     [
-        (
-            {"COORDINATOR_NATIVE_PYTHON": "/bin/python3"},
-            "say whose native programs the coordinator runs: COORDINATOR_NATIVE_REPOSITORIES=",
-        ),
-        (
-            {"COORDINATOR_NATIVE_REPOSITORIES": "ghcr.io/*"},
-            "name the interpreter that runs them, or unset that",
-        ),
+        ("local:5000/ours/*", f"mine@sha256:{'0' * 64}", True),
+        ("local:5000/ours/*", "http://local:5000/ours/mine:v1", True),
+        ("local:5000/ours/*", "local:5000/other/mine:v1", False),
+        ("local:5000/ours/*", "docker.io/ours/mine", False),
+        ("[::1]:5000/*", "[::1]:5000/mine:v1", True),
+        ("[::1]:5000/*", "1:5000/mine:v1", False),
+        ("*", "ghcr.io/acme/mine", True),
     ],
 )
-def test_an_interpreter_and_whose_programs_go_together(
-    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, given: dict[str, str], text: str
-) -> None:
-    for name, value in {**env, **given}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match="COORDINATOR_NATIVE_PYTHON.*" + re.escape(text)):
-        CoordinatorSettings.load()
+def test_whose_native_programs_run(pattern: str, reference: str, runs: bool) -> None:
+    reason = allowed(pattern).explain(reference, Requirements())
+    assert (reason is None) == runs, reason
 
 
 async def test_a_data_set_that_is_not_there(http: httpx.AsyncClient, data_store: str) -> None:

@@ -47,7 +47,7 @@ async def main(settings: CoordinatorSettings, stop: asyncio.Event) -> None:
     """
     bind = bind_api("coordinator", settings, settings.host, settings.port, "COORDINATOR_PORT")
     signers = Signers.read(settings.signers, "coordinator")
-    native = await asyncio.to_thread(_find_native, settings)
+    native = await asyncio.to_thread(_find_native, settings, signers)
     async with contextlib.AsyncExitStack() as stack:
         database = await stack.enter_async_context(owned(settings.database_place, "coordinator", stop))
         if database is None:
@@ -152,16 +152,18 @@ async def _open_data_store(
     return DataStoreClient(await stack.enter_async_context(client))
 
 
-def _find_native(settings: CoordinatorSettings) -> "NativePrograms | None":
+def _find_native(settings: CoordinatorSettings, signers: Signers) -> "NativePrograms | None":
     if settings.native_python is None:
         return None
+    from propeller.oci.reference import DefaultRegistry
     from propeller.program_host.native_programs import NativePrograms  # for the few that run native programs
 
     return NativePrograms.find(
-        "coordinator",
+        signers,
         settings.native_python,
         settings.native_repositories,
-        [settings.state, settings.cache_folder],
+        DefaultRegistry.parse(settings.registry_url),
+        settings.own_folders,
     )
 
 

@@ -97,13 +97,8 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
 
     @field_validator("native_python")
     @classmethod
-    def _says_whose(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        named = [part for part in info.data.get("native_repositories", "").split(",") if part.strip()]
-        if value is not None and not named and not info.data.get("signers"):
-            raise ValueError(
-                "say whose native programs the coordinator runs: COORDINATOR_NATIVE_REPOSITORIES=localhost:5000/*, or COORDINATOR_SIGNERS"
-            )
-        if value is None and named:
+    def _is_there_for_them(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is None and info.data.get("native_repositories", "").strip(" ,"):
             raise ValueError(
                 "COORDINATOR_NATIVE_REPOSITORIES is for native programs: name the interpreter that runs them, or unset that"
             )
@@ -154,6 +149,12 @@ class CoordinatorSettings(HttpSettings, MqttTlsSettings):
     def cache_folder(self) -> Path:
         """The folder of programs that the coordinator runs, and of what they are given."""
         return self.cache or self.state / "programs"
+
+    @property
+    def own_folders(self) -> list[Path]:
+        """The folders with what is the coordinator's alone."""
+        places = [Path(place) for place in (self.database_place, self.blobs_place) if "://" not in place]
+        return [self.state, self.cache_folder, *places, *filter(None, [self.program_cache])]
 
     @property
     def credentials(self) -> tuple[str, str] | None:

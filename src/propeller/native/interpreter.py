@@ -1,4 +1,4 @@
-"""The interpreter of a device that runs native programs: what it is, what it has installed, and how the sandbox's process becomes it."""
+"""The interpreter that runs native programs on a device or for a coordinator: what it is, what it has installed, and how the sandbox's process becomes it."""
 
 import json
 import os

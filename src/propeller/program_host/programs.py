@@ -29,7 +29,7 @@ from propeller.process.single_flight import SingleFlight
 from propeller.wasm.last_words import LastWords
 from propeller.wasm.layers import runtime_of
 from propeller.wasm.program_run import Limits, ProgramError, ProgramRun, RunOutcome
-from propeller.wasm.sandbox import ON_DEVICES_ALONE, Sandbox
+from propeller.wasm.sandbox import NOT_HERE, Sandbox
 from propeller.wasm.task_folders import TaskFolders
 from propeller.wasm.template_client import SandboxError
 
@@ -73,7 +73,7 @@ class HostSettings:
     runtimes: Path | None = None
     keeps_native: bool = False
     native: "NativePrograms | None" = None
-    native_help: str = ON_DEVICES_ALONE
+    native_help: str = NOT_HERE
 
     @property
     def login_help(self) -> str:

@@ -31,6 +31,7 @@ from propeller.proplet.task_room import TaskRoom, whole_room
 from propeller.proplet.updates import UpdateSender
 from propeller.protocol.requirements import NativePython
 from propeller.protocol.topics import Channel, Kind, PropletTopics
+from propeller.wasm.messages import CONFINING
 from propeller.wasm.sandbox import ProgramError, Sandbox
 from propeller.wasm.template_client import SandboxError
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from propeller.wasm.external import ExternalRuntime
 
 log = get_logger("proplet")
-
-_WANTED = ("landlock", "seccomp")
 
 
 def _find_interpreter(settings: PropletSettings) -> "Interpreter | None":
@@ -62,7 +61,7 @@ async def _check_native(
     """
     if native is None or not isinstance(sandbox, Sandbox):
         return None
-    if missing := [name for name in _WANTED if name not in await sandbox.protections()]:
+    if missing := [name for name in CONFINING if name not in await sandbox.protections()]:
         raise StartError(
             f"PROPLET_NATIVE_PYTHON: this kernel does not confine native programs, it lacks {', '.join(missing)}: unset it"
         )
@@ -126,7 +125,7 @@ async def _log_confinement(sandbox: "Sandbox | ExternalRuntime") -> None:
         log.info(
             "the kernel does not bound the threads of each task here: they are counted 20 times a second"
         )
-    if missing := [name for name in _WANTED if name not in protections]:
+    if missing := [name for name in CONFINING if name not in protections]:
         log.warning("tasks are not confined by all that they could be", missing=", ".join(missing))
 
 

@@ -9,14 +9,13 @@ from propeller.native.interpreter import Interpreter, chosen_python
 from propeller.native_program import NativeProgram, NativeProgramError
 from propeller.protocol.requirements import Requirements
 from propeller.wasm.confinement import available_protections
+from propeller.wasm.messages import CONFINING
 from propeller.wasm.program_run import ProgramError
 
 FIELD = "native_python"
 
 _THREADS = 1
 """That each client computes with: those of the others are beside it, and its numbers are the same however many there are."""
-
-_WANTED = ("landlock", "seccomp")
 
 
 def find_interpreter(python: Path, keep_out: Iterable[Path] = ()) -> Interpreter:
@@ -44,7 +43,7 @@ def check_native(content: bytes, called: str, python: Path | None, scratch: Path
         StartError: this kernel does not confine it, or the interpreter is none.
         ProgramError: it is no program, or the interpreter lacks something.
     """
-    if missing := [name for name in _WANTED if name not in available_protections()]:
+    if missing := [name for name in CONFINING if name not in available_protections()]:
         raise StartError(
             f"program: {called} is a native program, which this kernel does not confine: it lacks {', '.join(missing)}; simulate it "
             "on a machine with Linux 5.13 or newer"

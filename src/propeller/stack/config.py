@@ -48,7 +48,7 @@ class StackConfig:
     tls: StackTls | None = None
     """How the services are reached over a network; without it they listen on loopback alone."""
     native_python: Path | None = None
-    """The interpreter of the proplets here for native programs, which run where it is set."""
+    """The interpreter of proplets and coordinator for native programs, which run where it is set."""
 
     @property
     def listens_on(self) -> str:

@@ -57,7 +57,7 @@ class Options:
         tags: tags of proplets, by the proplet's name.
         open_access: let anyone on this machine use the services.
         host: the name or address by which others reach the stack over a network, with TLS; without one it stays on loopback.
-        native_python: the interpreter of the proplets for native programs, which run where one is given.
+        native_python: the interpreter of proplets and coordinator for native programs, which run where one is given.
     """
 
     folder: Path

@@ -79,6 +79,10 @@ class KillTask:
     id: int
 
 
+CONFINING = ("landlock", "seccomp")
+"""The protections without which what breaks out of Wasm, or is none, reaches other files and calls of the machine."""
+
+
 @dataclass(frozen=True)
 class TemplateReady:
     """The template has started.

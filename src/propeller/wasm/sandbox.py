@@ -1,4 +1,4 @@
-"""Runs programs, each in its own confined process, within limits: those in Wasm, and native ones where the device's owner lets them run.
+"""Runs programs, each in its own confined process, within limits: those in Wasm, and native ones where the machine's owner lets them run.
 
 The process that uses this never loads the runtime: see ``template.py`` for who does, and why that is quick.
 """
@@ -46,7 +46,8 @@ NOT_SWITCHED_ON = (
     "[native] of PROPLET_POLICY whose programs it runs"
 )
 
-ON_DEVICES_ALONE = "a native program runs on devices alone, with their Python: on a stack (propeller up --native-python PYTHON), or here with propeller try and simulate"
+NOT_HERE = "a native program runs with a device's Python: on a stack (propeller up --native-python PYTHON), or with propeller try and simulate; it cannot be a strategy"
+"""What is said where native programs are not run, nor can be allowed."""
 
 _PROGRAMS = "programs"
 _CACHE_BYTES = 1024 * MIB
@@ -206,7 +207,7 @@ class Sandbox:
             ProgramError: it is not what its digest says, not valid Wasm, or over a limit; or the sandbox failed.
         """
         if is_native(wasm):
-            raise ProgramError(ON_DEVICES_ALONE)
+            raise ProgramError(NOT_HERE)
         try:
             await self._compiler.add(digest, wasm, limits)
         except SandboxError as error:
@@ -235,7 +236,7 @@ class Sandbox:
 
     async def _prepare(self, digest: str, limits: Limits) -> tuple[CachedProgram, float]:
         if self._cache.is_native(digest):
-            raise ProgramError(ON_DEVICES_ALONE)
+            raise ProgramError(NOT_HERE)
         try:
             return await self._compiler.prepare(digest, limits)
         except SandboxError as error:
@@ -281,7 +282,10 @@ class Sandbox:
         return self._calls.call(call)
 
     async def kill(self, run_id: str) -> bool:
-        """End a run at once; its outcome's error is ``stopped before completion``. False: there is no such run."""
+        """End a run at once; its outcome's error is ``stopped before completion``, unless it ended before and only its folders are removed yet.
+
+        False: there is no such run.
+        """
         active = self._running.get(run_id)
         if active is None:
             return False
