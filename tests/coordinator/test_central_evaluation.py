@@ -270,7 +270,7 @@ async def test_a_native_program_is_evaluated_where_the_owner_allows_it(
         (
             {"COORDINATOR_NATIVE_PYTHON": None, "COORDINATOR_NATIVE_REPOSITORIES": None},
             (),
-            r"evaluate.on: the coordinator evaluates native programs where .* sets COORDINATOR_NATIVE_PYTHON, and it is not set: evaluate on devices",
+            r"evaluate.on: the coordinator evaluates native programs where .* sets COORDINATOR_NATIVE_PYTHON, and it is not set .*: evaluate on devices",
         ),
         (
             {"COORDINATOR_NATIVE_REPOSITORIES": "ghcr.io/acme/*"},

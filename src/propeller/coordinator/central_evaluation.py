@@ -42,8 +42,8 @@ PARTICIPANT = "coordinator"
 """The participant of such a round."""
 
 NO_NATIVE = (
-    "evaluate.on: the coordinator evaluates native programs where whoever runs it sets COORDINATOR_NATIVE_PYTHON, and it is not set: "
-    'evaluate on devices (on = "devices")'
+    "evaluate.on: the coordinator evaluates native programs where whoever runs it sets COORDINATOR_NATIVE_PYTHON, and it is not set "
+    '(propeller up --native-python PYTHON does): evaluate on devices (on = "devices"), or have it set'
 )
 """What is said of a native program where none runs."""
 
